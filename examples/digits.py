@@ -1,0 +1,219 @@
+"""Trains a ReLU network on handwritten digits: plain, with L2, and with WEISSI.
+
+The digits are the 1,797 real images of 8 x 8 pixels that scikit-learn ships. The norms
+of every layer are logged while training; then the WEISSI model is saved, loaded by a
+new process that imports nothing but `keras_weissi`, checked, and trained on.
+
+    python examples/digits.py --epochs 30 --out digits-out
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+# TensorFlow and its log of the machine's features are not what this is about.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+# What the new process runs. It has no other preparation than the import.
+RELOAD = """
+import json, sys
+import numpy as np
+import keras_weissi
+import keras
+
+model_path, data_path = sys.argv[1:]
+model = keras.models.load_model(model_path)
+data = np.load(data_path)
+predictions = model.predict(data["x_test"], verbose=0)
+penalty = sum(float(keras.ops.convert_to_numpy(loss)) for loss in model.losses)
+steps = int(model.optimizer.iterations)
+history = model.fit(data["x"], data["y"], epochs=1, verbose=0)
+print(json.dumps({
+    "difference": float(abs(predictions - data["predictions"]).max()),
+    "penalty": penalty,
+    "steps": steps,
+    "loss": history.history["loss"][0],
+}))
+"""
+
+
+def parse_arguments():
+    """Reads the command line; a bad value ends the program with one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--epochs", type=positive_int, default=40, help="epochs of each training"
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, default="digits-out", help="folder for the results"
+    )
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, help="seed of split and weights"
+    )
+    arguments = parser.parse_args()
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / ".write-test").touch()
+        (arguments.out / ".write-test").unlink()
+    except OSError as error:
+        parser.error(f"argument --out: cannot write to {arguments.out}: {error}")
+    return arguments
+
+
+def positive_int(text):
+    """Parses an int of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an int of at least 1, got {text!r}")
+    return int(text)
+
+
+def non_negative_int(text):
+    """Parses an int from 0 to 2**32 - 1."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(
+            f"expected an int from 0 to {2**32 - 1}, got {text!r}"
+        )
+    return int(text)
+
+
+def tensorboard(folder):
+    """Returns a list with the TensorBoard callback, which needs TensorFlow."""
+    import keras
+
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        print("TensorFlow is not installed: no TensorBoard events are written")
+        return []
+    return [keras.callbacks.TensorBoard(folder, write_graph=False)]
+
+
+def main():
+    """Runs the example."""
+    arguments = parse_arguments()
+
+    import keras
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    from keras_weissi import WEISSI, NormLogger
+    from keras_weissi.plotting import plot_norms
+
+    console = Console(width=100)
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16.0).astype("float32")
+    x, x_test, y, y_test = train_test_split(
+        images, labels, test_size=0.3, random_state=arguments.seed, stratify=labels
+    )
+
+    def make_model(regularizer):
+        keras.utils.set_random_seed(arguments.seed)
+        model = keras.Sequential(
+            [
+                keras.Input((64,)),
+                *(
+                    keras.layers.Dense(
+                        128,
+                        activation="relu",
+                        kernel_regularizer=regularizer,
+                        name=f"hidden_{i}",
+                    )
+                    for i in (1, 2, 3)
+                ),
+                keras.layers.Dense(10, kernel_regularizer=regularizer, name="logits"),
+            ]
+        )
+        model.compile(
+            keras.optimizers.SGD(0.05, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        return model
+
+    penalties = {
+        "none": None,
+        "L2(0.001)": keras.regularizers.L2(0.001),
+        "WEISSI(0.03)": WEISSI(0.03),
+    }
+    table = Table(title="After training", title_justify="left")
+    table.add_column("penalty")
+    for column in ("test accuracy", "penalty's value", "log norm product", "least norm"):
+        table.add_column(column, justify="right")
+    shown = ["loss", "accuracy", "log_norm_product", "regularization_loss"]
+    out = arguments.out
+
+    for name, regularizer in penalties.items():
+        console.print(f"\nTraining with {name}, {arguments.epochs} epochs")
+        model = make_model(regularizer)
+        logger = NormLogger(progress_bar=False)  # one bar for all the epochs instead
+        bar = keras.utils.Progbar(
+            arguments.epochs, unit_name="epoch", stateful_metrics=shown
+        )
+
+        def advance(epoch, logs, bar=bar):
+            bar.update(epoch + 1, [(key, logs[key]) for key in shown])
+
+        callbacks = [logger, keras.callbacks.LambdaCallback(on_epoch_end=advance)]
+        if isinstance(regularizer, WEISSI):
+            callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
+            callbacks += tensorboard(out / "tensorboard")
+        model.fit(
+            x, y, 32, epochs=arguments.epochs, callbacks=callbacks, verbose=0
+        )
+        _, accuracy = model.evaluate(x_test, y_test, verbose=0)
+        last = logger.record[-1]
+        norms = [value for key, value in last.items() if key.startswith("norm/")]
+        table.add_row(
+            name,
+            f"{accuracy:.1%}",
+            f"{last['regularization_loss']:.4f}",
+            f"{last['log_norm_product']:.2f}",
+            f"{min(norms):.2f}",
+        )
+
+    console.print()
+    console.print(table)
+    ax = plot_norms(logger)
+    ax.set_title("Kernel norms while training with WEISSI(0.03)")
+    ax.figure.savefig(out / "norms.png", dpi=120)
+    logger.to_csv(out / "norms.csv")
+    model.save(out / "model.keras")
+
+    console.print("\nLoading model.keras in a new process ...")
+    predictions = model.predict(x_test, verbose=0)
+    penalty = sum(float(keras.ops.convert_to_numpy(loss)) for loss in model.losses)
+    with tempfile.TemporaryDirectory() as folder:
+        data = pathlib.Path(folder) / "data.npz"
+        np.savez(data, x=x, y=y, x_test=x_test, predictions=predictions)
+        process = subprocess.run(
+            [sys.executable, "-c", RELOAD, str(out / "model.keras"), str(data)],
+            capture_output=True,
+            text=True,
+        )
+    if process.returncode:
+        sys.exit(f"loading failed:\n{process.stderr}")
+    loaded = json.loads(process.stdout.splitlines()[-1])
+    if loaded["difference"] != 0.0 or loaded["penalty"] != penalty:
+        sys.exit(
+            f"the loaded model differs: predictions by {loaded['difference']}, the "
+            f"penalty is {loaded['penalty']} and was {penalty}"
+        )
+    console.print(
+        f"predictions and penalty ({penalty:.4f}) are identical; training goes on from "
+        f"step {loaded['steps']}: loss {loaded['loss']:.4f}"
+    )
+    console.print(f"\nIn {out}: norms.png, norms.csv, log.csv, tensorboard/, model.keras")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Pictures. Matplotlib is imported only when one is asked for."""
+
+import numpy as np
+
+# More lines than this are drawn in one hue, without a name each.
+_MAX_NAMED_LINES = 12
+
+
+def plot_norms(source, ax=None):
+    """Draws the norm of each kernel and their product over the epochs, on a log axis.
+
+    Args:
+        source: A `NormLogger`, or the `keras.callbacks.History` that `fit` returned
+            when a `NormLogger` was among its callbacks, or its `history` dict.
+        ax: `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
+
+    Returns:
+        The `matplotlib.axes.Axes`.
+
+    Raises:
+        ValueError: If `source` holds no norms.
+        ImportError: If matplotlib is not installed.
+
+    Example:
+
+    >>> from keras_weissi.plotting import plot_norms
+    >>> history = {"norm/a": [2.0, 1.0], "norm/b": [3.0, 2.5], "log_norm_product": [1.8, 0.9]}
+    >>> plot_norms(history).figure.savefig("norms.png")  # doctest: +SKIP
+    """
+    epochs, norms, log_product = _series(source)
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import LogFormatter
+    except ImportError as error:
+        raise ImportError(
+            "plot_norms needs matplotlib: pip install 'keras-weissi[plot]'"
+        ) from error
+    if ax is None:
+        _, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    marker = "." if len(epochs) < 3 else None
+    named = len(norms) <= _MAX_NAMED_LINES
+    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(norms)))
+    for color, (name, values) in zip(colors, norms.items(), strict=True):
+        ax.plot(
+            epochs,
+            _finite(values),
+            color=color,
+            label=name if named else None,
+            linewidth=1.5 if named else 0.8,
+            marker=marker,
+        )
+    # The product may be far from the norms, and past the range of floats: it gets an
+    # axis of its own, drawn from its logarithm.
+    product_ax = ax.twinx()
+    product_ax.plot(
+        epochs,
+        _finite(log_product) / np.log(10.0),
+        color="black",
+        linestyle="--",
+        linewidth=2,
+        marker=marker,
+    )
+    low, high = product_ax.get_ylim()
+    # Less than a decade would make a mountain of a few percent.
+    missing = max(0.0, 1.0 - (high - low))
+    product_ax.set_ylim(low - missing / 2, high + missing / 2)
+    product_ax.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:g}}}$")
+    product_ax.set_ylabel("product of all norms (dashed)")
+    if not named:
+        # The first and the last stand for the colors in between.
+        first, last = list(norms)[0], list(norms)[-1]
+        ax.plot([], [], color=colors[0], label=f"{first} (first of {len(norms)})")
+        ax.plot([], [], color=colors[-1], label=f"{last} (last)")
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(LogFormatter())
+    ax.set_xlabel("epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_ylabel("Frobenius norm of the kernel")
+    ax.grid(alpha=0.3)
+    # Below the axes, where it hides no line.
+    ax.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, fontsize="small"
+    )
+    return ax
+
+
+def _series(source):
+    """Returns the epochs, the norms by name, and the log of their product."""
+    if hasattr(source, "record"):
+        rows = source.record
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        history = {key: [row.get(key, np.nan) for row in rows] for key in keys}
+        epochs = _continuous_epochs(rows)
+    else:
+        history = getattr(source, "history", source)
+        epochs = getattr(source, "epoch", None)
+    names = [key for key in history if key.startswith("norm/")]
+    if not names:
+        raise ValueError(
+            "Invalid value for argument `source`. Expected a NormLogger after a fit, "
+            "or the History of a fit with a NormLogger among its callbacks. "
+            f"Received: {source!r}, with keys {list(history)}"
+        )
+    norms = {name.removeprefix("norm/"): history[name] for name in names}
+    if epochs is None or len(epochs) != len(history[names[0]]):
+        epochs = np.arange(len(history[names[0]]))
+    if not hasattr(source, "record"):
+        epochs = np.asarray(epochs) + 1
+    return epochs, norms, history["log_norm_product"]
+
+
+def _continuous_epochs(rows):
+    """Places every row on one axis of epochs, also those taken between two epochs.
+
+    A second `fit` that counts its epochs from 0 again goes on where the first ended.
+    """
+    positions = []
+    knots = []
+    offset = 0
+    for row in rows:
+        epoch = row["epoch"] + offset
+        if knots and epoch < knots[-1][1]:
+            offset += knots[-1][1] - epoch
+            epoch = knots[-1][1]
+        is_knot = not knots or epoch > knots[-1][1]
+        if is_knot:
+            knots.append((row["step"], epoch))
+        positions.append(epoch if is_knot else None)
+    steps, epochs = zip(*knots, strict=True) if knots else ((), ())
+    return [
+        np.interp(row["step"], steps, epochs) if position is None else position
+        for row, position in zip(rows, positions, strict=True)
+    ]
+
+
+def _finite(values):
+    # What a log axis cannot show, such as the norm of a dead kernel, is a gap.
+    values = np.asarray(values, "float64")
+    return np.where(np.isfinite(values), values, np.nan)

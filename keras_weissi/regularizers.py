@@ -1,0 +1,205 @@
+"""The regularizer: one kernel in, one penalty out.
+
+L2 regularization of a ReLU network can be lowered without changing what the
+network computes, by moving scale from one layer to the next. The penalty here
+can not: summed over the layers it depends on their norms through the product
+alone, which such a shift leaves as it is.
+"""
+
+import math
+import numbers
+
+import keras
+import numpy as np
+from keras import ops
+
+# The square of `min_norm` has to be a normal float32 number.
+_MIN_NORM_RANGE = (1e-18, 1e18)
+
+
+@keras.saving.register_keras_serializable(package="keras_weissi")
+class WEISSI(keras.regularizers.Regularizer):
+    """A regularizer that is invariant to shifts of scale between layers.
+
+    For a kernel `W` whose Frobenius norm `norm(W)` is at least `min_norm`:
+    `loss = log_norm * log(norm(W)) + direction_l1 * sum(abs(W)) / norm(W)`
+
+    Multiplying the kernel by `g` adds `log_norm * log(g)` to the loss, so a set
+    of factors whose product is 1 leaves the sum over layers as it was. The second
+    term only sees the direction of `W`: it lies between 1 and `sqrt(size of W)`,
+    about `sqrt(2 * size / pi)` for Gaussian weights, so wide kernels dominate it.
+
+    The logarithm has no lower bound. Below `min_norm` it is continued, in value
+    and in gradient, by ordinary weight decay:
+    `log(norm(W)) -> log(min_norm) + ((norm(W) / min_norm) ** 2 - 1) / 2`,
+    and the direction term divides by `min_norm`. With a learning rate `lr` and
+    momentum `m`, a kernel that the data does not push decays quietly to zero if
+    `min_norm > sqrt(lr * log_norm / (2 * (1 + m)))`, and is thrown about if not.
+
+    The loss is negative for a norm below 1. It is computed and returned in
+    float32, or in float64 for a float64 kernel. Norms beyond 1.8e19, whose square
+    is no float32 number, count as 1.8e19.
+
+    Args:
+        log_norm: float, at least 0. Coefficient of the log norm. 0 leaves the term
+            out. Defaults to `0.01`.
+        direction_l1: float, at least 0. Coefficient of the L1 norm of the
+            direction. 0 leaves the term out. Defaults to `0.0`.
+        min_norm: float, from 1e-18 to 1e18, in the units of the norm. The norm
+            below which the logarithm gives way to weight decay.
+            Defaults to `0.1`.
+
+    Raises:
+        ValueError: If an argument is not a finite number in its range, or if the
+            regularizer is called on a tensor that is not floating-point.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras import layers
+    >>> from keras_weissi import WEISSI
+    >>> dense = layers.Dense(3, kernel_regularizer=WEISSI(log_norm=0.01))
+    >>> penalty = WEISSI(log_norm=1.0)(np.full((2, 2), 5.0, "float32"))
+    >>> round(float(penalty), 4)  # log(10)
+    2.3026
+
+    Reference:
+
+    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965)
+    """
+
+    def __init__(self, log_norm=0.01, direction_l1=0.0, min_norm=0.1):
+        self.log_norm = _validate_coefficient(log_norm, "log_norm")
+        self.direction_l1 = _validate_coefficient(direction_l1, "direction_l1")
+        self.min_norm = _validate_min_norm(min_norm)
+
+    def __call__(self, x):
+        """Returns the penalty of the kernel `x` as a scalar tensor."""
+        x = _as_float_tensor(x)
+        if not (self.log_norm or self.direction_l1):
+            return ops.zeros((), dtype=x.dtype)
+        # Two sums are all that is read from the kernel: one temporary of its size,
+        # such as `x / norm`, would double the memory traffic of the penalty.
+        square = _sum_of_squares(x)
+        if not self.direction_l1:
+            return self.penalty_from_sums(square)
+        return self.penalty_from_sums(
+            square, _sum_of_absolutes(x), math.prod(x.shape)
+        )
+
+    def penalty_from_sums(self, square, absolute=None, size=None):
+        """Returns the penalty of kernels of which only two sums are known.
+
+        Args:
+            square: float32 or float64 tensor of any shape, one element a kernel: the
+                sum of the squares of its elements.
+            absolute: tensor like `square`: the sum of their absolute values. Needed
+                only if `direction_l1` is not 0.
+            size: int, or array like `square`: the number of elements. Needed only if
+                `direction_l1` is not 0.
+
+        Returns:
+            Tensor like `square`: the penalty of each kernel.
+        """
+        floor = self.min_norm**2
+        largest = float(np.finfo(keras.backend.standardize_dtype(square.dtype)).max)
+        floored = ops.clip(square, floor, largest)
+        terms = []
+        if self.log_norm:
+            decay = ops.relu(1.0 - square * (1.0 / floor))
+            terms.append((ops.log(floored) - decay) * (0.5 * self.log_norm))
+        if self.direction_l1:
+            norm = ops.sqrt(floored)
+            # The bound, by Cauchy-Schwarz, is reached only where a sum overflowed.
+            bounded = ops.minimum(absolute, norm * size**0.5)
+            terms.append(bounded / norm * self.direction_l1)
+        return sum(terms[1:], terms[0])
+
+    def get_config(self):
+        """Returns the arguments of the constructor as plain floats."""
+        return {
+            "log_norm": self.log_norm,
+            "direction_l1": self.direction_l1,
+            "min_norm": self.min_norm,
+        }
+
+    def __repr__(self):
+        arguments = ", ".join(f"{k}={v:g}" for k, v in self.get_config().items())
+        return f"WEISSI({arguments})"
+
+
+def _as_float_tensor(x):
+    x = ops.convert_to_tensor(x)
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            "Invalid value for argument `x`. Expected a floating-point tensor. "
+            f"Received: x of dtype {dtype} and shape {tuple(x.shape)}"
+        )
+    # In float16, squares overflow from 256 on. On TensorFlow the cast, which copies
+    # nothing if the dtype is right, also turns a variable into a tensor.
+    return ops.cast(x, "float64" if dtype == "float64" else "float32")
+
+
+# The two reductions. Each keeps to one pass over the kernel forward and one back:
+#
+# - TensorFlow differentiates a sum by filling an array of the kernel's size with the
+#   incoming scalar, then multiplies. A gradient of our own multiplies by the scalar.
+# - JAX takes the derivative of `absolute` at 0 to be 1. A gradient of our own makes it
+#   0, as elsewhere, without another pass.
+# - Anywhere else a gradient of our own would only lose forward-mode derivatives.
+# - It is `x * x` because the derivative of `square`, 2 * x, overflows before x does.
+
+
+def _sum_of_squares(x):
+    if keras.backend.backend() == "tensorflow":
+        return _sum_of_squares_own_gradient(x)
+    return ops.sum(x * x)
+
+
+def _sum_of_absolutes(x):
+    if keras.backend.backend() in ("tensorflow", "jax"):
+        return _sum_of_absolutes_own_gradient(x)
+    return ops.sum(ops.absolute(x))
+
+
+@ops.custom_gradient
+def _sum_of_squares_own_gradient(x):
+    return ops.sum(x * x), lambda upstream: (2.0 * upstream) * x
+
+
+@ops.custom_gradient
+def _sum_of_absolutes_own_gradient(x):
+    return ops.sum(ops.absolute(x)), lambda upstream: upstream * ops.sign(x)
+
+
+def _validate_number(value, name, expected, is_valid):
+    if (
+        not isinstance(value, numbers.Real)
+        or isinstance(value, (bool, np.bool_))
+        or not is_valid(float(value))
+    ):
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected {expected}. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def _validate_coefficient(value, name):
+    return _validate_number(
+        value,
+        name,
+        "a finite non-negative float",
+        lambda number: math.isfinite(number) and number >= 0.0,
+    )
+
+
+def _validate_min_norm(value):
+    low, high = _MIN_NORM_RANGE
+    return _validate_number(
+        value,
+        "min_norm",
+        f"a positive float between {low:g} and {high:g}",
+        lambda number: low <= number <= high,
+    )
