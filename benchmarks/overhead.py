@@ -49,7 +49,9 @@ def branches(regularizer, count, width=64):
     return keras.Model(
         inputs,
         [
-            layers.Dense(width, activation="relu", kernel_regularizer=regularizer)(inputs)
+            layers.Dense(width, activation="relu", kernel_regularizer=regularizer)(
+                inputs
+            )
             for _ in range(count)
         ],
     )

@@ -147,7 +147,12 @@ def main():
     }
     table = Table(title="After training", title_justify="left")
     table.add_column("penalty")
-    for column in ("test accuracy", "penalty's value", "log norm product", "least norm"):
+    for column in (
+        "test accuracy",
+        "penalty's value",
+        "log norm product",
+        "least norm",
+    ):
         table.add_column(column, justify="right")
     shown = ["loss", "accuracy", "log_norm_product", "regularization_loss"]
     out = arguments.out
@@ -167,9 +172,7 @@ def main():
         if isinstance(regularizer, WEISSI):
             callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
             callbacks += tensorboard(out / "tensorboard")
-        model.fit(
-            x, y, 32, epochs=arguments.epochs, callbacks=callbacks, verbose=0
-        )
+        model.fit(x, y, 32, epochs=arguments.epochs, callbacks=callbacks, verbose=0)
         _, accuracy = model.evaluate(x_test, y_test, verbose=0)
         last = logger.record[-1]
         norms = [value for key, value in last.items() if key.startswith("norm/")]
@@ -212,7 +215,9 @@ def main():
         f"predictions and penalty ({penalty:.4f}) are identical; training goes on from "
         f"step {loaded['steps']}: loss {loaded['loss']:.4f}"
     )
-    console.print(f"\nIn {out}: norms.png, norms.csv, log.csv, tensorboard/, model.keras")
+    console.print(
+        f"\nIn {out}: norms.png, norms.csv, log.csv, tensorboard/, model.keras"
+    )
 
 
 if __name__ == "__main__":

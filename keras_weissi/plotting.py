@@ -24,7 +24,7 @@ def plot_norms(source, ax=None):
     Example:
 
     >>> from keras_weissi.plotting import plot_norms
-    >>> history = {"norm/a": [2.0, 1.0], "norm/b": [3.0, 2.5], "log_norm_product": [1.8, 0.9]}
+    >>> history = {"norm/a": [2.0, 1.0], "log_norm_product": [0.69, 0.0]}
     >>> plot_norms(history).figure.savefig("norms.png")  # doctest: +SKIP
     """
     epochs, norms, log_product = _series(source)

@@ -83,9 +83,7 @@ class WEISSI(keras.regularizers.Regularizer):
         square = _sum_of_squares(x)
         if not self.direction_l1:
             return self.penalty_from_sums(square)
-        return self.penalty_from_sums(
-            square, _sum_of_absolutes(x), math.prod(x.shape)
-        )
+        return self.penalty_from_sums(square, _sum_of_absolutes(x), math.prod(x.shape))
 
     def penalty_from_sums(self, square, absolute=None, size=None):
         """Returns the penalty of kernels of which only two sums are known.
@@ -109,10 +107,10 @@ class WEISSI(keras.regularizers.Regularizer):
             decay = ops.relu(1.0 - square * (1.0 / floor))
             terms.append((ops.log(floored) - decay) * (0.5 * self.log_norm))
         if self.direction_l1:
-            norm = ops.sqrt(floored)
+            # Not `minimum`, which on PyTorch turns float64 into float32.
+            ratio = ops.clip(absolute, 0.0, largest) / ops.sqrt(floored)
             # The bound, by Cauchy-Schwarz, is reached only where a sum overflowed.
-            bounded = ops.minimum(absolute, norm * size**0.5)
-            terms.append(bounded / norm * self.direction_l1)
+            terms.append(ops.clip(ratio, 0.0, size**0.5) * self.direction_l1)
         return sum(terms[1:], terms[0])
 
     def get_config(self):

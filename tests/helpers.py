@@ -1,0 +1,97 @@
+"""What several test modules need; nothing here comes from the package itself."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+
+BACKEND = keras.backend.backend()
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def to_numpy(x):
+    return keras.ops.convert_to_numpy(x)
+
+
+def norm_of(variable):
+    return float(np.linalg.norm(to_numpy(variable).astype("float64")))
+
+
+def penalty_of(model):
+    return float(sum(float(to_numpy(loss)) for loss in model.losses))
+
+
+def value_and_gradient(function, x):
+    """The value and the gradient of a scalar function, by the backend's autodiff."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = function(x)
+        return value.numpy(), tape.gradient(value, x).numpy()
+    if BACKEND == "jax":
+        import jax
+
+        value, gradient = jax.value_and_grad(function)(jax.numpy.asarray(x))
+        return np.asarray(value), np.asarray(gradient)
+    import torch
+
+    x = torch.tensor(x, requires_grad=True)
+    value = function(x)
+    value.backward()
+    return value.detach().numpy(), x.grad.numpy()
+
+
+@contextlib.contextmanager
+def float64():
+    """Lets JAX keep float64, which it turns into float32 by default."""
+    if BACKEND == "jax":
+        import jax
+
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield
+
+
+def run_python(*arguments, timeout=300, **environment):
+    """Runs a new Python process on the backend under test; returns its result."""
+    env = {**os.environ, "KERAS_BACKEND": BACKEND, **environment}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=env,
+    )
+
+
+def reference_penalty(w, log_norm=0.01, direction_l1=0.0, min_norm=0.1):
+    """The penalty in closed form, in float64."""
+    w = np.asarray(w, "float64")
+    norm = np.sqrt(np.sum(w * w))
+    if norm >= min_norm:
+        log = np.log(norm)
+    else:
+        log = np.log(min_norm) + (norm**2 / min_norm**2 - 1) / 2
+    return log_norm * log + direction_l1 * np.abs(w).sum() / max(norm, min_norm)
+
+
+def numeric_gradient(function, w, step=1e-6):
+    """Central differences, in float64."""
+    w = np.array(w, "float64")
+    gradient = np.empty_like(w)
+    for index in np.ndindex(*w.shape):
+        middle = w[index]
+        w[index] = middle + step
+        above = function(w)
+        w[index] = middle - step
+        gradient[index] = (above - function(w)) / (2 * step)
+        w[index] = middle
+    return gradient

@@ -1,0 +1,96 @@
+"""What a user meets first: the import, the README, the docstrings, the examples."""
+
+import csv
+import doctest
+import importlib
+import json
+import re
+
+import pytest
+from helpers import BACKEND, ROOT, run_python
+
+MODULES = ["regularizers", "norms", "callbacks", "plotting"]
+
+
+def test_the_import_is_light():
+    program = """
+import time, sys, json, keras
+before = set(sys.modules)
+start = time.perf_counter()
+import keras_weissi
+seconds = time.perf_counter() - start
+new = sorted(set(sys.modules) - before)
+print(json.dumps([seconds, new]))
+"""
+    results = [run_python("-c", program) for _ in range(3)]
+    assert not any(result.returncode for result in results), results[0].stderr
+    seconds, new = min(json.loads(result.stdout) for result in results)
+    assert not [name for name in new if name.split(".")[0] in ("matplotlib", "sklearn")]
+    assert {name.split(".")[0] for name in new if "." in name} <= {"keras_weissi"}
+    assert seconds < 0.03
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples_run(module):
+    module = importlib.import_module(f"keras_weissi.{module}")
+    failed, tried = doctest.testmod(module)
+    assert tried and not failed
+
+
+def test_readme_snippets_run(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 3
+    assert len(snippets[0].strip().splitlines()) <= 15
+    program = tmp_path / "readme.py"
+    program.write_text("\n".join(snippets))
+    monkeypatch.chdir(tmp_path)
+    result = run_python("-W", "error::UserWarning:keras_weissi", program)
+    assert result.returncode == 0, result.stderr
+    assert {"model.keras", "log.csv", "norms.png"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+
+
+def test_digits_example(tmp_path):
+    out = tmp_path / "out"
+    result = run_python(ROOT / "examples" / "digits.py", "--epochs", 3, "--out", out)
+    assert result.returncode == 0, result.stderr
+    for name in ("none", "L2(0.001)", "WEISSI(0.03)"):
+        assert re.search(rf"│ {re.escape(name)} +│ +\d\d\.\d% │", result.stdout)
+    assert "are identical; training goes on from step 120" in result.stdout
+    assert (out / "norms.png").read_bytes().startswith(b"\x89PNG")
+    with open(out / "norms.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+    with open(out / "log.csv", newline="") as file:
+        assert all(row["norm/hidden_1"] for row in csv.DictReader(file))
+    assert (out / "model.keras").exists()
+    if BACKEND == "tensorflow":
+        assert list((out / "tensorboard").glob("train/events*"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--epochs", "0"],
+            "argument --epochs: expected an int of at least 1, got '0'",
+        ),
+        (["--epochs", "x"], "argument --epochs: expected an int of at least 1"),
+        (["--seed", "-1"], "argument --seed: expected"),
+        (["--out", "/dev/null/x"], "argument --out: cannot write to"),
+    ],
+)
+def test_digits_example_names_bad_values(arguments, message):
+    result = run_python(ROOT / "examples" / "digits.py", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_overhead_benchmark_runs():
+    result = run_python(ROOT / "benchmarks" / "overhead.py", "--quick")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("WEISSI (both)") == (3 if BACKEND == "jax" else 2)
+    assert "transfers" in result.stdout

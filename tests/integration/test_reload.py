@@ -1,0 +1,91 @@
+"""Saving and loading: the same model comes back, also in a process of its own."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import penalty_of, run_python
+from keras import layers
+
+from keras_weissi import WEISSI
+
+X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+
+
+@pytest.fixture
+def model():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(8, "relu", kernel_regularizer=WEISSI(0.1, 0.01, 0.2)),
+            layers.Dense(1, kernel_regularizer=WEISSI(0.2)),
+        ]
+    )
+    model.compile("adam", "mse")
+    model.fit(X, X[:, :1], epochs=2, verbose=0)
+    return model
+
+
+def assert_same(restored, model):
+    assert len(restored.losses) == len(model.losses) == 2
+    for a, b in zip(restored.layers, model.layers, strict=True):
+        assert type(a.kernel_regularizer) is WEISSI
+        assert a.kernel.regularizer.get_config() == b.kernel_regularizer.get_config()
+    np.testing.assert_array_equal(
+        restored.predict(X, verbose=0), model.predict(X, verbose=0)
+    )
+    assert penalty_of(restored) == penalty_of(model)
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
+def test_files(model, suffix, tmp_path):
+    path = tmp_path / f"model.{suffix}"
+    model.save(path)
+    restored = keras.models.load_model(path)
+    assert_same(restored, model)
+    for a, b in zip(
+        restored.optimizer.variables, model.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
+        )
+    restored.fit(X, X[:, :1], verbose=0)
+
+
+def test_clone_and_json(model):
+    for copy in (
+        keras.models.clone_model(model),
+        keras.models.model_from_json(json.dumps(json.loads(model.to_json()))),
+    ):
+        copy.set_weights(model.get_weights())
+        assert_same(copy, model)
+
+
+def test_a_new_process_needs_the_import_alone(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", X)
+    program = """
+import keras_weissi, sys
+import keras, json, numpy as np
+folder = sys.argv[1]
+model = keras.models.load_model(folder + "/model.keras")
+x = np.load(folder + "/x.npy")
+np.save(folder + "/predictions.npy", model.predict(x, verbose=0))
+print(json.dumps([float(keras.ops.convert_to_numpy(loss)) for loss in model.losses]))
+model.fit(x, x[:, :1], verbose=0)
+"""
+    result = run_python("-c", program, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert sum(json.loads(result.stdout)) == penalty_of(model)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "predictions.npy"), model.predict(X, verbose=0)
+    )
+
+
+def test_without_the_import_loading_names_the_class(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    program = "import keras, sys; keras.models.load_model(sys.argv[1])"
+    result = run_python("-c", program, tmp_path / "model.keras")
+    assert result.returncode != 0 and "WEISSI" in result.stderr

@@ -1,0 +1,346 @@
+import csv
+import re
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, norm_of, penalty_of
+from keras import layers
+
+from keras_weissi import WEISSI, NormLogger, norms
+
+X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+Y = X[:, :1]
+
+
+def make_model(regularizer=None, depth=2, optimizer="sgd"):
+    hidden = [
+        layers.Dense(4, activation="relu", kernel_regularizer=regularizer, name=f"h{i}")
+        for i in range(depth)
+    ]
+    model = keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(1, name="out")])
+    model.compile(optimizer, "mse")
+    return model
+
+
+class Snapshots(keras.callbacks.Callback):
+    """Takes the norms and the penalty the slow way, from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+        self.batches = []
+        self.logs = []
+
+    def state(self):
+        variables = [kernel.variable for kernel in norms.kernels(self.model)]
+        return [norm_of(v) for v in variables], penalty_of(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.append(self.state())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(self.state())
+        self.logs.append(dict(logs))
+
+
+def fit(model, *callbacks, **arguments):
+    arguments = {"epochs": 2, "batch_size": 8, "verbose": 0, **arguments}
+    return model.fit(X, Y, callbacks=list(callbacks), **arguments)
+
+
+def test_logs_are_the_norms_of_the_weights_at_that_moment():
+    model = make_model(WEISSI(0.1, 0.01))
+    snapshots = Snapshots()
+    history = fit(model, NormLogger(), snapshots, validation_split=0.25).history
+    for epoch, (expected, penalty) in enumerate(snapshots.epochs):
+        expected = np.array(expected[:2])  # "out" has no WEISSI
+        logged = [history[f"norm/h{i}"][epoch] for i in (0, 1)]
+        np.testing.assert_allclose(logged, expected, rtol=1e-6)
+        assert history["norm_product"][epoch] == pytest.approx(
+            expected.prod(), rel=1e-6
+        )
+        assert history["log_norm_product"][epoch] == pytest.approx(
+            np.log(expected).sum(), rel=1e-6, abs=1e-6
+        )
+        assert history["regularization_loss"][epoch] == pytest.approx(penalty, rel=1e-5)
+    assert "norm/out" not in history and "val_loss" in history
+    assert history["norm/h0"][0] != history["norm/h0"][1]
+    # What stands behind the logger in the list has seen the same.
+    assert snapshots.logs[-1]["norm/h0"] == history["norm/h0"][-1]
+
+
+@pytest.mark.parametrize("regularizer", [None, "l2"])
+def test_a_baseline_is_watched_whole(regularizer):
+    model = make_model(regularizer)
+    history = fit(model, NormLogger()).history
+    assert {"norm/h0", "norm/h1", "norm/out"} <= set(history)
+    assert history["regularization_loss"][-1] == pytest.approx(
+        penalty_of(model), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("chosen", ["out", ["out"], lambda layer: layer.units == 1])
+def test_the_user_may_choose(chosen):
+    history = fit(make_model(WEISSI()), NormLogger(chosen)).history
+    assert [key for key in history if key.startswith("norm/")] == ["norm/out"]
+
+
+def test_a_wrong_choice_is_an_error_before_the_first_step():
+    model = make_model()
+    before = norm_of(model.get_layer("h0").kernel)
+    with pytest.raises(ValueError, match="such as .*'out'.* Received: 'outt'"):
+        fit(model, NormLogger(["outt"]))
+    assert norm_of(model.get_layer("h0").kernel) == before
+
+
+@pytest.mark.parametrize("layers", [3, [], [1], {"a": 1}])
+def test_bad_layers(layers):
+    with pytest.raises(ValueError, match="Invalid value for argument `layers`"):
+        NormLogger(layers)
+
+
+@pytest.mark.parametrize("update_freq", [0, -1, 1.5, True, None, "batch"])
+def test_bad_update_freq(update_freq):
+    with pytest.raises(ValueError, match="Invalid value for argument `update_freq`"):
+        NormLogger(update_freq=update_freq)
+
+
+def test_record_starts_before_the_first_step_and_goes_on():
+    model = make_model(WEISSI())
+    initial = norm_of(model.get_layer("h0").kernel)
+    logger = NormLogger()
+    fit(model, logger)
+    after = norm_of(model.get_layer("h0").kernel)
+    assert logger.record[0]["norm/h0"] == pytest.approx(initial, rel=1e-6)
+    assert logger.record[-1]["norm/h0"] == pytest.approx(after, rel=1e-6)
+    fit(model, logger, initial_epoch=2, epochs=4)
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    assert index == [(0, 0), (1, 4), (2, 8), (3, 12), (4, 16)]
+    # Weights changed between two fits are a state of their own.
+    model.get_layer("h0").kernel.assign(np.ones((4, 4)))
+    fit(model, logger, initial_epoch=4, epochs=5)
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    assert index[5:] == [(4, 16), (5, 20)]
+    assert logger.record[5]["norm/h0"] == 4.0
+    fit(model, logger, epochs=1)
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    assert index[7:] == [(0, 20), (1, 24)]
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_batches_are_recorded_on_request(steps_per_execution):
+    model = make_model(WEISSI())
+    model.compile("sgd", "mse", steps_per_execution=steps_per_execution)
+    logger, snapshots = NormLogger(update_freq=3), Snapshots()
+    fit(model, logger, snapshots, epochs=3)  # 4 batches an epoch
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    if steps_per_execution == 1:
+        assert index == [(0, 0), (0, 3), (1, 4), (1, 6), (2, 8), (2, 9), (3, 12)]
+        for row in logger.record[1:]:
+            norms, _ = snapshots.batches[row["step"] - 1]
+            assert row["norm/h0"] == pytest.approx(norms[0], rel=1e-6)
+    else:
+        assert index == [(0, 0), (1, 4), (1, 6), (2, 8), (2, 10), (3, 12)]
+
+
+def test_csv_holds_the_record(tmp_path):
+    model = make_model(WEISSI())
+    logger = NormLogger()
+    fit(model, logger)
+    path = tmp_path / "norms.csv"
+    path.write_text("old")
+    logger.to_csv(path)
+    with open(path, newline="") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert rows == logger.record
+    assert [file.name for file in tmp_path.iterdir()] == ["norms.csv"]
+
+
+def test_a_failed_write_leaves_the_old_csv(tmp_path, monkeypatch):
+    logger = NormLogger()
+    fit(make_model(WEISSI()), logger)
+    path = tmp_path / "norms.csv"
+    path.write_text("old")
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
+    with pytest.raises(OSError, match="no space left"):
+        logger.to_csv(path)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["norms.csv"]
+
+
+def test_other_callbacks_get_the_values(tmp_path):
+    model = make_model(WEISSI())
+    callbacks = [
+        NormLogger(),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.ModelCheckpoint(
+            str(tmp_path / "{epoch}-{log_norm_product:.6f}-{norm_product:.6f}.keras")
+        ),
+        keras.callbacks.EarlyStopping("log_norm_product", mode="max", patience=1),
+    ]
+    history = fit(model, *callbacks, epochs=50).history
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    logged = [float(row["norm/h0"]) for row in rows]
+    assert logged == history["norm/h0"]
+    for epoch, (log, product) in enumerate(
+        zip(history["log_norm_product"], history["norm_product"], strict=True)
+    ):
+        assert (tmp_path / f"{epoch + 1}-{log:.6f}-{product:.6f}.keras").exists()
+
+
+def test_early_stopping_on_the_product():
+    model = make_model(WEISSI(0.5))  # the product falls from the first epoch on
+    stop = keras.callbacks.EarlyStopping("log_norm_product", mode="max", patience=2)
+    history = fit(model, NormLogger(), stop, epochs=50).history
+    assert len(history["loss"]) == 3
+
+
+def test_empty_logs_are_filled():
+    model = make_model(WEISSI())
+    logger, logs = NormLogger(), {}
+    logger.set_params({"verbose": 0, "epochs": 1, "steps": 1})
+    logger.set_model(model)
+    logger.on_train_begin()
+    logger.on_epoch_begin(0)
+    logger.on_epoch_end(0, logs)
+    assert set(logs) == {
+        "norm/h0",
+        "norm/h1",
+        "norm_product",
+        "log_norm_product",
+        "regularization_loss",
+    }
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+def test_the_progress_line_stays_short(verbose, scale, capfd):
+    model = make_model(WEISSI(), depth=54)
+    for i in range(54):
+        kernel = model.get_layer(f"h{i}").kernel
+        kernel.assign(scale * kernel)
+    history = model.fit(
+        X, Y, epochs=2, verbose=verbose, validation_split=0.25, callbacks=[NormLogger()]
+    )
+    output = capfd.readouterr().out
+    lines = re.split(r"[\r\n\b]+", re.sub(r"\x1b\[[0-9;]*m", "", output))
+    assert any("log_norm_product" in line for line in lines)
+    assert max(map(len, lines)) < 200
+    assert output.count("Epoch 1/2") == 1  # one bar, not two
+    assert sum(key.startswith("norm/") for key in history.history) == 54
+
+
+def test_the_bar_can_be_left_to_another(capfd):
+    callbacks = [NormLogger(progress_bar=False), keras.callbacks.ProgbarLogger()]
+    fit(make_model(), *callbacks, epochs=2, verbose=1)
+    assert capfd.readouterr().out.count("Epoch 1/2") == 1
+    fit(make_model(), NormLogger(), verbose=0)
+    assert capfd.readouterr().out == ""
+
+
+def test_one_transfer_a_measurement(monkeypatch):
+    model = make_model(WEISSI(0.1, 0.01), depth=20)
+    logger = NormLogger()
+    logger.set_params({"verbose": 0, "epochs": 1, "steps": 1})
+    logger.set_model(model)
+    logger.on_train_begin()
+    logger.on_epoch_begin(0)
+    transfers = []
+    original = keras.ops.convert_to_numpy
+    monkeypatch.setattr(
+        keras.ops, "convert_to_numpy", lambda x: transfers.append(x) or original(x)
+    )
+    if BACKEND == "jax":
+        array = type(model.get_layer("h0").kernel.value)
+        monkeypatch.setattr(array, "__float__", None)
+    logger.on_epoch_end(0, {})
+    assert [x.shape for x in transfers] == [(21,)]
+
+
+def test_asynchronous_dispatch_stays_on():
+    assert NormLogger().async_safe
+    assert not NormLogger(update_freq=5).async_safe
+
+
+@pytest.mark.jax_only
+def test_the_state_is_not_fetched_between_batches(monkeypatch):
+    model = make_model(WEISSI())
+    fetched = []
+    original = model.jax_state_sync
+
+    def watch():
+        if getattr(model, "_jax_state", None) and not model._jax_state_synced:
+            fetched.append(True)
+        original()
+
+    monkeypatch.setattr(model, "jax_state_sync", watch)
+    fit(model, NormLogger(), epochs=1)
+    assert len(fetched) <= 1  # by Keras, when the epoch ends
+    fit(model, NormLogger(update_freq=1), epochs=1)
+    assert len(fetched) >= 4
+
+
+def test_a_collapsing_layer_is_named_once():
+    model = make_model(WEISSI(0.1, min_norm=0.5))
+    model.get_layer("h1").kernel.assign(np.full((4, 4), 0.1))  # norm 0.4
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = fit(model, NormLogger(), epochs=4)
+    ours = [str(w.message) for w in caught if "norm of kernel" in str(w.message)]
+    assert len(ours) == 1
+    assert re.search(r"'h1' has fallen to 0\.4, .*min_norm=0\.5", ours[0])
+    assert len(history.history["loss"]) == 4
+
+
+def test_a_norm_that_is_not_finite_is_named_once_and_training_goes_on():
+    model = make_model(WEISSI())
+    model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = fit(model, NormLogger(), epochs=3)
+    ours = [str(w.message) for w in caught if "norm of kernel 'h0'" in str(w.message)]
+    assert len(ours) == 1 and "no longer finite: nan" in ours[0]
+    assert len(history.history["loss"]) == 3
+    assert np.isnan(history.history["norm_product"][0])
+
+
+def test_a_dead_kernel_gives_minus_infinity_without_noise():
+    model = make_model()
+    model.get_layer("h0").kernel.assign(np.zeros((4, 4)))
+    model.get_layer("h0").trainable = False
+    model.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        history = fit(model, NormLogger()).history
+    assert history["norm_product"] == [0.0, 0.0]
+    assert history["log_norm_product"] == [-np.inf, -np.inf]
+
+
+def test_the_product_of_many_norms_does_not_overflow_its_log():
+    model = make_model(WEISSI(), depth=40)
+    for i in range(40):
+        model.get_layer(f"h{i}").kernel.assign(np.full((4, 4), 1e9))
+    logger = NormLogger()
+    logger.set_params({"verbose": 0, "epochs": 1, "steps": 1})
+    logger.set_model(model)
+    logger.on_train_begin()
+    logs = {}
+    logger.on_epoch_begin(0)
+    logger.on_epoch_end(0, logs)
+    assert logs["norm_product"] == np.inf
+    assert logs["log_norm_product"] == pytest.approx(40 * np.log(4e9), rel=1e-6)
+
+
+def test_a_model_without_kernels_is_said_to_have_none():
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization()])
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="found no kernel to watch"):
+        history = fit(model, NormLogger()).history
+    assert history["norm_product"] == [1.0, 1.0]

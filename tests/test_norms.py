@@ -1,0 +1,227 @@
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, norm_of, penalty_of
+from keras import layers
+
+from keras_weissi import WEISSI, norms
+
+
+def names(model):
+    return [kernel.name for kernel in norms.kernels(model)]
+
+
+def test_flat_model():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(),
+            layers.DepthwiseConv2D(3, name="depthwise"),
+            layers.SeparableConv2D(4, 3, name="separable"),
+            layers.Flatten(),
+            layers.Dense(2, name="dense"),
+        ]
+    )
+    found = norms.kernels(model)
+    assert [kernel.name for kernel in found] == [
+        "conv",
+        "depthwise",
+        "separable/depthwise_kernel",
+        "separable/pointwise_kernel",
+        "dense",
+    ]
+    assert found[0].layer is model.get_layer("conv")
+    assert found[0].variable is model.get_layer("conv").kernel
+    assert found[0].regularizer is None
+
+
+def test_nested_wrapped_and_recurrent_layers():
+    inner = keras.Sequential(
+        [keras.Input((6, 4)), layers.Conv1D(4, 3, name="conv")], name="inner"
+    )
+    middle = keras.Sequential(
+        [keras.Input((6, 4)), inner, layers.Dense(3, name="dense")], name="middle"
+    )
+    inputs = keras.Input((6, 4))
+    x = middle(inputs)
+    x = layers.TimeDistributed(layers.Dense(3, name="each"), name="steps")(x)
+    x = layers.Bidirectional(layers.GRU(2, name="gru"), name="both")(x)
+    model = keras.Model(inputs, x)
+    assert names(model) == [
+        "middle/inner/conv",
+        "middle/dense",
+        "steps/each",
+        "both/forward_gru/gru_cell/kernel",
+        "both/forward_gru/gru_cell/recurrent_kernel",
+        "both/backward_gru/gru_cell/kernel",
+        "both/backward_gru/gru_cell/recurrent_kernel",
+    ]
+
+
+def test_attention_has_four_kernels():
+    inputs = keras.Input((5, 8))
+    model = keras.Model(
+        inputs, layers.MultiHeadAttention(2, 4, name="mha")(*[inputs] * 2)
+    )
+    assert names(model) == [
+        "mha/query",
+        "mha/key",
+        "mha/value",
+        "mha/attention_output",
+    ]
+
+
+def test_a_shared_layer_counts_once():
+    shared = layers.Dense(4, name="shared")
+    inputs = keras.Input((4,))
+    inner = keras.Model(inputs, shared(inputs), name="inner")
+    model = keras.Model(inputs, shared(inner(shared(inputs))))
+    assert len(names(model)) == 1
+
+
+class Unordinary(keras.Model):
+    def __init__(self):
+        super().__init__(name="unordinary")
+        self.blocks = [layers.Dense(3, name="same"), layers.Dense(3, name="same")]
+        self.table = {"odd": layers.Dense(3, name="a.b{c}")}
+        self.own = self.add_weight(shape=(3, 3), name="kernel", initializer="ones")
+        self.plain = self.add_weight(shape=(3, 3), name="matrix", initializer="ones")
+        self.penalized = self.add_weight(
+            shape=(3, 3), name="mix", initializer="ones", regularizer=WEISSI()
+        )
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.table["odd"](x) @ (self.own + self.plain + self.penalized)
+
+
+def test_names_in_a_subclassed_model_are_unique_and_safe_in_file_names():
+    model = Unordinary()
+    model(np.ones((1, 3), "float32"))
+    found = names(model)
+    assert found == ["kernel", "mix", "same", "same_1", "a_b_c_"]
+    values = {f"norm/{name}": 1.0 for name in found}
+    assert "{norm/a_b_c_:.1f}".format(**values) == "1.0"
+
+
+def test_an_embedding_counts_only_with_the_regularizer():
+    def model(regularizer):
+        embedding = layers.Embedding(5, 3, embeddings_regularizer=regularizer)
+        return keras.Sequential([keras.Input((2,)), embedding])
+
+    assert names(model("l2")) == []
+    assert len(names(model(WEISSI()))) == 1
+
+
+def test_lora_factors_are_no_kernels_of_their_own():
+    dense = layers.Dense(4, name="dense")
+    model = keras.Sequential([keras.Input((4,)), dense])
+    dense.enable_lora(2)
+    found = norms.kernels(model)
+    assert [kernel.name for kernel in found] == ["dense"]
+    assert any(found[0].variable is variable for variable in dense.weights)
+
+
+def test_the_private_list_of_sublayers_is_still_there():
+    wrapper = layers.TimeDistributed(layers.Dense(2, name="dense"))
+    wrapper.build((None, 3, 4))
+    assert [layer.name for layer in norms._sublayers(wrapper)] == ["dense"]
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2), layers.ReLU()])
+    assert norms._sublayers(model) == model.layers
+
+
+@pytest.fixture
+def mixed():
+    """A model with every sort of weight penalty, and one frozen layer."""
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(16, kernel_regularizer=WEISSI(0.1), name="log"),
+            layers.Dense(16, kernel_regularizer=WEISSI(0.1, 0.01), name="both"),
+            layers.Dense(4, kernel_regularizer=WEISSI(0.2, 0.01), name="other"),
+            layers.Dense(
+                8, kernel_regularizer="l1", bias_regularizer="l2", name="keras"
+            ),
+            layers.Dense(8, name="plain"),
+            layers.Dense(8, kernel_regularizer=WEISSI(0.5), name="frozen"),
+        ]
+    )
+    model.get_layer("frozen").trainable = False
+    model.get_layer("keras").bias.assign(np.arange(8.0))
+    return model
+
+
+def test_reader_agrees_with_numpy_and_with_keras(mixed):
+    watched = norms.kernels(mixed)
+    values, penalty = norms.make_norm_reader(watched, mixed)()
+    assert values.dtype == "float64"
+    expected = [norm_of(kernel.variable) for kernel in watched]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert penalty == pytest.approx(penalty_of(mixed), rel=1e-5)
+
+
+def test_reader_sees_new_values(mixed):
+    read = norms.make_norm_reader(norms.kernels(mixed), mixed)
+    before, _ = read()
+    kernel = mixed.get_layer("log").kernel
+    kernel.assign(3 * kernel)
+    after, _ = read()
+    assert after[0] == pytest.approx(3 * before[0], rel=1e-6)
+    np.testing.assert_array_equal(after[1:], before[1:])
+
+
+@pytest.mark.parametrize("shape", [(2048, 2048), (3, 3, 64, 64), (3, 3, 32, 1)])
+def test_norms_of_large_kernels_are_accurate(shape):
+    layer = keras.layers.Layer()
+    layer.built = True
+    kernel = layer.add_weight(
+        shape=shape, name="kernel", initializer=keras.initializers.RandomNormal(1.0)
+    )
+    (value,), _ = norms.make_norm_reader(norms.kernels(layer), layer)()
+    assert value == pytest.approx(norm_of(kernel), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_norms_of_other_dtypes(dtype):
+    if dtype == "float64" and BACKEND == "jax":
+        pytest.skip("JAX holds float64 variables as float32 by default")
+    dense = layers.Dense(400, dtype=dtype, kernel_regularizer=WEISSI(0.1, 0.01))
+    model = keras.Sequential([keras.Input((400,), dtype=dtype), dense])
+    dense.kernel.assign(keras.ops.ones((400, 400), dtype) * 3)
+    (value,), penalty = norms.make_norm_reader(norms.kernels(model), model)()
+    assert value == pytest.approx(1200, rel=1e-6)  # its square overflows float16
+    assert penalty == pytest.approx(0.1 * np.log(1200) + 0.01 * 400, rel=1e-6)
+
+
+def test_selection_by_name_and_by_function(mixed):
+    found = norms.kernels(mixed)
+
+    def selected(layers):
+        return [kernel.name for kernel in norms.select_kernels(found, layers)]
+
+    assert selected("both") == ["both"]
+    assert selected(["plain", "log"]) == ["log", "plain"]
+    assert selected(lambda layer: layer.units == 16) == ["log", "both"]
+    with pytest.raises(
+        ValueError, match=r"argument `layers`.*'plain'.*Received: 'plan'"
+    ):
+        selected(["log", "plan"])
+    with pytest.raises(ValueError, match="true for at least one layer"):
+        selected(lambda layer: False)
+
+
+def test_selection_reaches_into_nested_models():
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, name="a"), layers.Dense(4, name="b")],
+        name="inner",
+    )
+    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2, name="c")])
+    found = norms.kernels(model)
+    assert [k.name for k in norms.select_kernels(found, "inner")] == [
+        "inner/a",
+        "inner/b",
+    ]
+    assert [k.name for k in norms.select_kernels(found, "inner/b")] == ["inner/b"]
+    assert [k.name for k in norms.select_kernels(found, "b")] == ["inner/b"]

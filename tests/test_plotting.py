@@ -1,0 +1,82 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_weissi import WEISSI, NormLogger
+from keras_weissi.plotting import plot_norms
+
+plt = pytest.importorskip("matplotlib.pyplot")
+X = np.ones((8, 4), "float32")
+
+
+def train(depth, logger, **arguments):
+    model = keras.Sequential(
+        [keras.Input((4,))]
+        + [
+            keras.layers.Dense(4, kernel_regularizer=WEISSI(), name=f"layer_{i}")
+            for i in range(depth)
+        ]
+    )
+    model.compile("sgd", "mse")
+    arguments = {"epochs": 3, "batch_size": 2, "verbose": 0, **arguments}
+    return model, model.fit(X, X, callbacks=[logger], **arguments)
+
+
+@pytest.mark.parametrize("depth", [5, 50])
+def test_every_norm_is_drawn_on_a_log_axis(depth, tmp_path):
+    logger = NormLogger()
+    train(depth, logger)
+    ax = plot_norms(logger)
+    assert ax.get_yscale() == "log" and ax.get_xlabel() == "epoch"
+    drawn = [line for line in ax.get_lines() if len(line.get_xdata())]
+    assert len(drawn) == depth
+    for i in (0, depth - 1):
+        expected = [row[f"norm/layer_{i}"] for row in logger.record]
+        np.testing.assert_allclose(drawn[i].get_ydata(), expected)
+        np.testing.assert_array_equal(drawn[i].get_xdata(), [0, 1, 2, 3])
+    (product_ax,) = [other for other in ax.figure.axes if other is not ax]
+    (product,) = product_ax.get_lines()
+    expected = [row["log_norm_product"] / np.log(10) for row in logger.record]
+    np.testing.assert_allclose(product.get_ydata(), expected)
+    assert len(ax.get_legend().get_texts()) == (5 if depth == 5 else 2)
+    ax.figure.savefig(tmp_path / "norms.png")
+
+
+def test_history_and_its_dict_are_drawn_too():
+    _, history = train(2, NormLogger())
+    for source in (history, history.history):
+        line = plot_norms(source).get_lines()[0]
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+        np.testing.assert_allclose(line.get_ydata(), history.history["norm/layer_0"])
+
+
+def test_batches_and_further_fits_have_their_place():
+    logger = NormLogger(update_freq=2)
+    model, _ = train(2, logger, epochs=1)
+    model.fit(X, X, batch_size=2, verbose=0, epochs=2, callbacks=[logger])
+    line = plot_norms(logger).get_lines()[0]
+    # Four batches an epoch; the second fit starts at 0 again, where the first ended.
+    np.testing.assert_allclose(line.get_xdata(), [0, 0.5, 1, 1, 1.5, 2, 2.5, 3])
+
+
+def test_an_axes_of_the_user_is_used():
+    logger = NormLogger()
+    train(2, logger)
+    _, ax = plt.subplots()
+    assert plot_norms(logger, ax=ax) is ax
+
+
+def test_values_that_no_log_axis_can_show_are_gaps():
+    history = {"norm/a": [1.0, 0.0, np.inf], "log_norm_product": [0.0, -np.inf, np.inf]}
+    ax = plot_norms(history)
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [1, 0, np.nan])
+    np.testing.assert_array_equal(
+        ax.figure.axes[1].get_lines()[0].get_ydata(), [0, np.nan, np.nan]
+    )
+    ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("source", [NormLogger(), {}, {"loss": [1.0]}])
+def test_a_source_without_norms_is_refused(source):
+    with pytest.raises(ValueError, match="argument `source`. Expected a NormLogger"):
+        plot_norms(source)
