@@ -49,9 +49,10 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     Attributes:
         record: List of dicts, one a measurement, that starts with the norms before
-            the first step and goes on through later calls of `fit`. Its keys are
-            those above and `epoch`, the number of epochs completed (`initial_epoch`
-            counted in), and `step`, the number of batches that the logger has seen.
+            the first step (if the model is built by then) and goes on through later
+            calls of `fit`. Its keys are those above and `epoch`, the number of epochs
+            completed (`initial_epoch` counted in), and `step`, the number of batches
+            that the logger has seen.
 
     Raises:
         ValueError: If an argument is invalid or, when `fit` begins, if `layers`
@@ -62,7 +63,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     >>> import keras, numpy as np
     >>> from keras_weissi import WEISSI, NormLogger
     >>> model = keras.Sequential([
-    ...     keras.layers.Dense(4, kernel_regularizer=WEISSI(0.01), name="dense"),
+    ...     keras.Input((3,)),
+    ...     keras.layers.Dense(1, kernel_regularizer=WEISSI(0.01), name="dense"),
     ... ])
     >>> model.compile("sgd", "mse")
     >>> logger = NormLogger()
@@ -109,34 +111,26 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             self.verbose = 0
 
     def on_train_begin(self, logs=None):
-        """Chooses the kernels to watch."""
+        """Chooses the kernels to watch, if the model is built."""
         super().on_train_begin(logs)
-        found = kernels(self.model)
-        if self.layers is not None:
-            self._watched = select_kernels(found, self.layers)
-        else:
-            carriers = [k for k in found if isinstance(k.regularizer, WEISSI)]
-            self._watched = carriers or found
-        if not self._watched:
-            warnings.warn(
-                f"NormLogger found no kernel to watch in model {self.model.name!r}.",
-                stacklevel=2,
-            )
-        self._read = make_norm_reader(self._watched, self.model)
+        self._read = None
         self._is_first_epoch = True
+        self._prepare()
 
     def on_epoch_begin(self, epoch, logs=None):
         """Records the state before the first step, and starts the bar."""
         self._epoch = epoch
-        if self._is_first_epoch:
-            self._is_first_epoch = False
+        if self._is_first_epoch and self._read is not None:
             row = self._row(self._measure())
             if not self.record or self.record[-1] != row:
                 self.record.append(row)
+        self._is_first_epoch = False
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_end(self, batch, logs=None):
         """Counts batches, records every `update_freq` of them, moves the bar."""
+        if self._read is None:
+            self._prepare()
         step_before = self._step()
         # Keras may call this from several threads, where only `append` is safe; and
         # `batch` makes jumps under `steps_per_execution`.
@@ -152,7 +146,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         measured = self._measure()
         self._epoch = epoch + 1
         row = self._row(measured)
-        if self._batches_done and self.record[-1]["step"] == row["step"]:
+        last = self.record[-1]["step"] if self.record else None
+        if self._batches_done and last == row["step"]:
             # The last batch was recorded already, as one of an unfinished epoch.
             self.record.pop()
         self.record.append(row)
@@ -183,6 +178,23 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         except BaseException:
             os.unlink(temporary)
             raise
+
+    def _prepare(self):
+        # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
+        if not self.model.built:
+            return
+        found = kernels(self.model)
+        if self.layers is not None:
+            self._watched = select_kernels(found, self.layers)
+        else:
+            carriers = [k for k in found if isinstance(k.regularizer, WEISSI)]
+            self._watched = carriers or found
+        if not self._watched:
+            warnings.warn(
+                f"NormLogger found no kernel to watch in model {self.model.name!r}.",
+                stacklevel=2,
+            )
+        self._read = make_norm_reader(self._watched, self.model)
 
     def _measure(self):
         self.model  # noqa: B018 - on JAX, brings the state of training to the model

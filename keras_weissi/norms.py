@@ -157,10 +157,15 @@ def make_norm_reader(watched, model):
     def measure(values):
         norm = {}
 
+        def value_of(variable):
+            value = values[position[id(variable)]]
+            exact = variable.dtype in ("float32", "float64")
+            return value if exact else ops.cast(value, "float32")
+
         def norm_of(variable):
             key = id(variable)
             if key not in norm:
-                norm[key] = _frobenius_norm(values[position[key]])
+                norm[key] = _frobenius_norm(value_of(variable))
                 if len(dtypes) > 1:
                     norm[key] = ops.cast(norm[key], dtype)
             return norm[key]
@@ -172,7 +177,7 @@ def make_norm_reader(watched, model):
             square = ops.square(ops.stack([norm_of(v) for v in group]))
             absolute = sizes = None
             if regularizer.direction_l1:
-                sums = [ops.sum(ops.absolute(values[position[id(v)]])) for v in group]
+                sums = [ops.sum(ops.absolute(value_of(v))) for v in group]
                 absolute = ops.stack([ops.cast(s, dtype) for s in sums])
                 sizes = np.array([math.prod(v.shape) for v in group], dtype)
             penalty += ops.sum(regularizer.penalty_from_sums(square, absolute, sizes))
@@ -225,9 +230,6 @@ def _clean(name):
 
 def _frobenius_norm(x):
     """The fastest accurate form of each backend: one pass and no temporary."""
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    if dtype not in ("float32", "float64"):
-        x = ops.cast(x, "float32")
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

@@ -84,7 +84,7 @@ class Unordinary(keras.Model):
     def __init__(self):
         super().__init__(name="unordinary")
         self.blocks = [layers.Dense(3, name="same"), layers.Dense(3, name="same")]
-        self.table = {"odd": layers.Dense(3, name="a.b{c}")}
+        self.table = {"odd": layers.Dense(3, name="a:b{c}")}
         self.own = self.add_weight(shape=(3, 3), name="kernel", initializer="ones")
         self.plain = self.add_weight(shape=(3, 3), name="matrix", initializer="ones")
         self.penalized = self.add_weight(
@@ -128,7 +128,8 @@ def test_the_private_list_of_sublayers_is_still_there():
     wrapper = layers.TimeDistributed(layers.Dense(2, name="dense"))
     wrapper.build((None, 3, 4))
     assert [layer.name for layer in norms._sublayers(wrapper)] == ["dense"]
-    model = keras.Sequential([keras.Input((2,)), layers.Dense(2), layers.ReLU()])
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, layers.ReLU()(layers.Dense(2)(inputs)))
     assert norms._sublayers(model) == model.layers
 
 
