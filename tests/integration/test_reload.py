@@ -46,7 +46,10 @@ def test_files(model, suffix, tmp_path):
     model.save(path)
     restored = keras.models.load_model(path)
     assert_same(restored, model)
-    keras.models.load_model(path).fit(X, X[:, :1], verbose=0)
+    trained_on = keras.models.load_model(path)
+    if suffix == "h5":  # Keras cannot go on with the optimizer of an HDF5 file
+        trained_on.compile("adam", "mse")
+    trained_on.fit(X, X[:, :1], verbose=0)
     if suffix == "h5":  # which keeps no optimizer state before the first step
         return
     for a, b in zip(
