@@ -2,9 +2,10 @@
 
     KERAS_BACKEND=jax python benchmarks/overhead.py
 
-Times are taken in one run, the variants interleaved in random order, and given as the
-median and as the median ratio to Keras's `L1L2`: on a busy machine the ratios hold
-where the times do not. On JAX, the bytes are XLA's own count, the same on every run.
+It takes about three minutes. Times are taken in one run, the variants interleaved in
+random order. Each round gives a ratio to Keras's `L1L2`, and the table their median: on
+a busy machine the ratios hold where the times, of which the table gives the median too,
+do not. On JAX, the bytes are XLA's own count, the same on every run.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import keras
 import numpy as np
 from keras import layers, ops
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from keras_weissi import WEISSI, NormLogger, norms
+from keras_weissi import WEISSI, NormLogger, norms, readers
 
-CONSOLE = Console(width=100)
+CONSOLE = Console()
 PENALTIES = {
     "none": None,
     "L2": keras.regularizers.L2(1e-4),
@@ -89,7 +91,7 @@ def step_times(make_model, rounds, steps, batch_size=32):
     x = rng.normal(size=(batch_size * steps, *some.input_shape[1:])).astype("float32")
     y = rng.normal(size=(batch_size * steps, *some.output_shape[1:])).astype("float32")
     times = {name: [] for name in models}
-    for turn in range(rounds + 1):
+    for turn in track(range(rounds + 1), "timing", console=CONSOLE, transient=True):
         for name in random.sample(list(models), len(models)):
             start = time.perf_counter()
             models[name].fit(x, y, batch_size, shuffle=False, verbose=0)
@@ -131,10 +133,12 @@ def logger_times(model, rounds):
     logger.on_train_begin()
     logger.on_epoch_begin(0)
     variables = [kernel.variable for kernel in norms.kernels(model)]
-    read_once = norms._compiled(lambda values: ops.stack([ops.sum(v) for v in values]))
+    read_once = readers._compiled(
+        lambda values: ops.stack([ops.sum(v) for v in values]), variables
+    )
 
     def read():
-        ops.convert_to_numpy(read_once([variable.value for variable in variables]))
+        ops.convert_to_numpy(read_once())
 
     def log():
         logger.on_epoch_end(0, {})
@@ -167,7 +171,7 @@ def logger_transfers(model):
 
 def _print_steps(title, times):
     table = Table(title=title, title_justify="left")
-    for column in ("penalty", "ms per step", "ratio to L1L2"):
+    for column in ("penalty", "ms per step", "ratio to L1L2 in a round"):
         table.add_column(column, justify="left" if column == "penalty" else "right")
     for name, own in times.items():
         ratios = [t / base for t, base in zip(own, times["L1L2"], strict=True)]

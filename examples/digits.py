@@ -37,6 +37,7 @@ print(json.dumps({
     "difference": float(abs(predictions - data["predictions"]).max()),
     "penalty": penalty,
     "steps": steps,
+    "steps_after": int(model.optimizer.iterations),
     "loss": history.history["loss"][0],
 }))
 """
@@ -162,7 +163,10 @@ def main():
         model = make_model(regularizer)
         logger = NormLogger(progress_bar=False)  # one bar for all the epochs instead
         bar = keras.utils.Progbar(
-            arguments.epochs, unit_name="epoch", stateful_metrics=shown
+            arguments.epochs,
+            unit_name="epoch",
+            stateful_metrics=shown,
+            verbose=1 if sys.stdout.isatty() else 2,  # 2: the last line alone
         )
 
         def advance(epoch, logs, bar=bar):
@@ -172,7 +176,15 @@ def main():
         if isinstance(regularizer, WEISSI):
             callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
             callbacks += tensorboard(out / "tensorboard")
-        model.fit(x, y, 32, epochs=arguments.epochs, callbacks=callbacks, verbose=0)
+        model.fit(
+            x,
+            y,
+            32,
+            epochs=arguments.epochs,
+            validation_split=0.1,
+            callbacks=callbacks,
+            verbose=0,
+        )
         _, accuracy = model.evaluate(x_test, y_test, verbose=0)
         last = logger.record[-1]
         norms = [value for key, value in last.items() if key.startswith("norm/")]
@@ -211,6 +223,9 @@ def main():
             f"the loaded model differs: predictions by {loaded['difference']}, the "
             f"penalty is {loaded['penalty']} and was {penalty}"
         )
+    trains_on = loaded["steps_after"] > loaded["steps"] > 0
+    if not (trains_on and np.isfinite(loaded["loss"])):
+        sys.exit(f"the loaded model does not train on: {loaded}")
     console.print(
         f"predictions and penalty ({penalty:.4f}) are identical; training goes on from "
         f"step {loaded['steps']}: loss {loaded['loss']:.4f}"

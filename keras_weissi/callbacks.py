@@ -1,14 +1,17 @@
 """Callbacks that show, during `fit`, what the regularizer does to the weights."""
 
+import collections
 import csv
+import numbers
 import os
-import tempfile
+import threading
 import warnings
 
 import keras
 import numpy as np
 
-from keras_weissi.norms import kernels, make_norm_reader, select_kernels
+from keras_weissi.norms import kernels, select_kernels, validate_selection
+from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI
 
 
@@ -20,8 +23,9 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     - `norm/<name>`: the Frobenius norm of each watched kernel `W_l`,
     - `norm_product`: `prod_l norm(W_l)`, in float64,
     - `log_norm_product`: `sum_l log(norm(W_l))`, which neither over- nor underflows,
-    - `regularization_loss`: the sum of all weight penalties. `loss` and `val_loss`
-      both contain it, so `loss - regularization_loss` is what the data contribute.
+    - `regularization_loss`: the sum of all weight penalties at the end of the epoch.
+      `val_loss` contains it, so `val_loss - regularization_loss` is what the data
+      contribute; `loss` contains its mean over the epoch.
 
     History gets them by itself. `CSVLogger`, `TensorBoard`, `EarlyStopping`,
     `ModelCheckpoint` and other callbacks that read `logs` get them if they stand
@@ -29,7 +33,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     `LearningRateScheduler`, are best put before it.
 
     It is also the progress bar of the `fit`: it takes the place of the one that Keras
-    adds and leaves the norms of the single kernels out, so that a line stays short
+    adds, and leaves the norms and their product out, so that a line stays short
     however many layers there are.
 
     A measurement is computed on the device, and brought over in one transfer. A
@@ -37,15 +41,15 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     stops being finite, once; training goes on.
 
     Args:
-        layers: What to watch: names of layers (of kernels, or of nested models), or a
-            function from a layer to a bool. Defaults to `None`: the kernels that
-            carry a `WEISSI` regularizer or, if there are none, all kernels, so that
-            a baseline can be compared.
+        layers: What to watch: names of layers (of kernels, or of nested models), a
+            class of layers, or a function from a layer to a bool. Defaults to `None`:
+            the kernels that carry a `WEISSI` regularizer or, if there are none, all
+            kernels, so that a baseline can be compared.
         update_freq: `"epoch"`, or an int: also records every so many batches, in
             `record` alone. That reads the state of the model between batches, which
             on JAX ends its asynchronous dispatch. Defaults to `"epoch"`.
         progress_bar: bool. `False` if another `ProgbarLogger` in `callbacks` does
-            the drawing. Defaults to `True`.
+            the drawing: Keras adds none of its own in either case. Defaults to `True`.
 
     Attributes:
         record: List of dicts, one a measurement, that starts with the norms before
@@ -70,51 +74,66 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     >>> logger = NormLogger()
     >>> x = np.ones((8, 3), "float32")
     >>> history = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[logger])
-    >>> sorted(history.history)[1:]
-    ['loss', 'norm/dense', 'norm_product', 'regularization_loss']
+    >>> sorted(history.history)
+    ['log_norm_product', 'loss', 'norm/dense', 'norm_product', 'regularization_loss']
     >>> [row["epoch"] for row in logger.record]
     [0, 1, 2]
     """
 
     def __init__(self, layers=None, update_freq="epoch", progress_bar=True):
         super().__init__()
-        if not (layers is None or callable(layers) or _is_names(layers)):
-            raise ValueError(
-                "Invalid value for argument `layers`. Expected None, a name, a "
-                f"non-empty list of names, or a function. Received: layers={layers!r}"
-            )
-        is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
-        if update_freq != "epoch" and not (is_count and update_freq > 0):
+        if layers is not None:
+            validate_selection(layers)
+        is_count = isinstance(update_freq, numbers.Integral) and update_freq > 0
+        if update_freq != "epoch" and (not is_count or isinstance(update_freq, bool)):
             raise ValueError(
                 "Invalid value for argument `update_freq`. Expected 'epoch' or a "
                 f"positive int. Received: update_freq={update_freq!r}"
             )
+        if not isinstance(progress_bar, bool):
+            raise ValueError(
+                "Invalid value for argument `progress_bar`. Expected a bool. "
+                f"Received: progress_bar={progress_bar!r}"
+            )
         self.layers = layers
         self.update_freq = update_freq
-        self.progress_bar = bool(progress_bar)
+        self.progress_bar = progress_bar
         self.record = []
         # Tells Keras that the batch hook, which draws the bar, may run on JAX while
         # the next batch is computed, as that of its own bar does.
         self.async_safe = update_freq == "epoch"
         self._watched = []
         self._read = None
+        self._read_key = None
         self._warned = set()
+        self._is_first_epoch = False
         self._epoch = 0
         self._steps_before_epoch = 0
-        self._batches_done = []
+        # Keras may call the batch hook from several threads, a little out of order;
+        # appending is safe there, and the last few are enough to know the greatest.
+        self._batches_done = collections.deque(maxlen=64)
+        self._thread = None
+
+    def __getstate__(self):
+        # What is compiled can be neither copied nor pickled, and is made again.
+        left_out = {"_watched": [], "_read": None, "_read_key": None}
+        return {**self.__dict__, **left_out}
 
     def set_params(self, params):
         """Takes the parameters of the `fit`; `verbose` is for the bar."""
         super().set_params(params)
-        self.params = params
+        self.params = params  # which ProgbarLogger does not keep
         if not self.progress_bar:
             self.verbose = 0
 
     def on_train_begin(self, logs=None):
-        """Chooses the kernels to watch, if the model is built."""
+        """Chooses the kernels to watch, if the model has them by now."""
         super().on_train_begin(logs)
-        self._read = None
+        # An interrupted `fit` has left batches of an epoch that never ended.
+        self._steps_before_epoch = self._step()
+        self._batches_done.clear()
         self._is_first_epoch = True
+        self._thread = threading.get_ident()
         self._prepare()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -129,20 +148,19 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     def on_train_batch_end(self, batch, logs=None):
         """Counts batches, records every `update_freq` of them, moves the bar."""
-        if self._read is None:
+        if self._read is None and threading.get_ident() == self._thread:
             self._prepare()
-        step_before = self._step()
-        # Keras may call this from several threads, where only `append` is safe; and
-        # `batch` makes jumps under `steps_per_execution`.
-        self._batches_done.append(batch + 1)
-        if self.update_freq != "epoch":
-            if self._step() // self.update_freq > step_before // self.update_freq:
-                self.record.append(self._row(self._measure()))
+        if self.update_freq == "epoch":
+            self._batches_done.append(self._batches_until(batch))
+        else:
+            self._record_batch(batch)
         super().on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch, logs=None):
         """Measures, records, and adds the measurement to `logs`."""
         logs = {} if logs is None else logs
+        if self._read is None:
+            self._prepare(last_chance=True)
         measured = self._measure()
         self._epoch = epoch + 1
         row = self._row(measured)
@@ -152,9 +170,17 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             self.record.pop()
         self.record.append(row)
         self._steps_before_epoch = row["step"]
-        self._batches_done = []
+        self._batches_done.clear()
         logs.update(measured)
-        super().on_epoch_end(epoch, _shown_in_bar(logs))
+        # The bar prints numbers in full; the product alone may have 300 digits.
+        super().on_epoch_end(
+            epoch,
+            {
+                key: value
+                for key, value in logs.items()
+                if not key.startswith("norm/") and key != "norm_product"
+            },
+        )
 
     def to_csv(self, path):
         """Writes `record` to a CSV file, a row for each measurement.
@@ -163,27 +189,39 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
         Args:
             path: str or path-like, the file to write.
+
+        Raises:
+            ValueError: If nothing has been recorded yet.
+            OSError: If the file cannot be written.
         """
+        if not self.record:
+            raise ValueError(
+                "There is nothing to write yet. Expected the logger to be among the "
+                "`callbacks` of a `fit` before."
+            )
         columns = list(dict.fromkeys(key for row in self.record for key in row))
-        path = os.fspath(path)
-        handle, temporary = tempfile.mkstemp(
-            suffix=".csv", dir=os.path.dirname(path) or "."
-        )
+        path = os.path.abspath(path)
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"Cannot write {path}: there is no folder {folder}")
+        temporary = f"{path}.{os.getpid()}.tmp"
         try:
-            with open(handle, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns or ["epoch", "step"])
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(self.record)
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            if os.path.exists(temporary):
+                os.unlink(temporary)
             raise
 
-    def _prepare(self):
+    def _prepare(self, last_chance=False):
+        model = self.model
+        found = kernels(model)
         # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
-        if not self.model.built:
+        if not found and not last_chance:
             return
-        found = kernels(self.model)
         if self.layers is not None:
             self._watched = select_kernels(found, self.layers)
         else:
@@ -191,10 +229,16 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             self._watched = carriers or found
         if not self._watched:
             warnings.warn(
-                f"NormLogger found no kernel to watch in model {self.model.name!r}.",
+                f"NormLogger found no kernel to watch in model {model.name!r}.",
                 stacklevel=2,
             )
-        self._read = make_norm_reader(self._watched, self.model)
+        watched = [kernel.variable for kernel in self._watched]
+        penalties = [(id(v), id(v.regularizer)) for v in model.trainable_variables]
+        key = (model.run_eagerly, *map(id, watched), *penalties)
+        if self._read is None or key != self._read_key:
+            self._read = make_norm_reader(self._watched, model)
+            self._read_key = key
+            self._warned.clear()
 
     def _measure(self):
         self.model  # noqa: B018 - on JAX, brings the state of training to the model
@@ -212,6 +256,29 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         measured["regularization_loss"] = penalty
         return measured
 
+    def _batches_until(self, batch):
+        # Under `steps_per_execution`, `batch` is the last of those executed together,
+        # or, before Keras 3.9, the first.
+        together = getattr(self._model, "steps_per_execution", 1)
+        if together > 1 and batch % together == 0:
+            return min(batch + together, self.params.get("steps") or batch + together)
+        return batch + 1
+
+    def _record_batch(self, batch):
+        if threading.get_ident() != self._thread:
+            self._warn_once(
+                "threads",
+                "",
+                "NormLogger(update_freq=...) cannot record batches when it is not in a "
+                "list: pass callbacks=[logger], or Keras calls it from other threads.",
+            )
+            return
+        before = self._step()
+        self._batches_done.append(self._batches_until(batch))
+        is_due = self._step() // self.update_freq > before // self.update_freq
+        if is_due and self._read is not None:
+            self.record.append(self._row(self._measure()))
+
     def _step(self):
         return self._steps_before_epoch + max(self._batches_done, default=0)
 
@@ -224,38 +291,22 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             if not np.isfinite(norm):
                 self._warn_once(
                     "not finite",
-                    kernel,
+                    kernel.name,
                     f"The norm of kernel {kernel.name!r} is no longer finite: {norm}.",
                 )
-            elif isinstance(regularizer, WEISSI) and norm <= regularizer.min_norm:
+            elif not kernel.variable.trainable or not isinstance(regularizer, WEISSI):
+                continue
+            elif norm <= regularizer.min_norm:
                 self._warn_once(
                     "at the floor",
-                    kernel,
-                    f"The norm of kernel {kernel.name!r} has fallen to {norm:.3g}, "
-                    f"not above min_norm={regularizer.min_norm:g} of its regularizer: "
-                    "the layer is collapsing. A smaller `log_norm` lets it live.",
+                    kernel.name,
+                    f"The norm of kernel {kernel.name!r} is {norm:.3g}, not above "
+                    f"min_norm={regularizer.min_norm:g} of its regularizer: the layer "
+                    "is collapsing (a smaller `log_norm` lets it live), or was "
+                    "initialized too small.",
                 )
 
-    def _warn_once(self, what, kernel, message):
-        if (what, kernel.name) not in self._warned:
-            self._warned.add((what, kernel.name))
+    def _warn_once(self, what, name, message):
+        if (what, name) not in self._warned:
+            self._warned.add((what, name))
             warnings.warn(message, stacklevel=2)
-
-
-def _shown_in_bar(logs):
-    shown = {k: v for k, v in logs.items() if not k.startswith("norm/")}
-    # The bar prints numbers in full, and this one may have 300 digits. Its logarithm
-    # stands beside it.
-    if not logs["norm_product"] < 1e6:
-        del shown["norm_product"]
-    return shown
-
-
-def _is_names(layers):
-    if isinstance(layers, str):
-        return True
-    return (
-        isinstance(layers, (list, tuple, set))
-        and bool(layers)
-        and all(isinstance(name, str) for name in layers)
-    )

@@ -11,9 +11,10 @@ import re
 
 import keras
 import numpy as np
-from keras import ops
 
+from keras_weissi.graph import Graph
 from keras_weissi.regularizers import WEISSI
+from keras_weissi.tables import KernelTable, format_regularizer, format_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +27,14 @@ class Kernel:
             variable.
         layer: the `keras.Layer` that owns the kernel.
         variable: the `keras.Variable` itself.
+        parents: tuple of the layers around `layer`, outermost first, without the
+            model itself.
     """
 
     name: str
     layer: keras.Layer
     variable: keras.Variable
+    parents: tuple = ()
 
     @property
     def regularizer(self):
@@ -38,7 +42,7 @@ class Kernel:
         return self.variable.regularizer
 
 
-def kernels(model):
+def kernels(model, everything=False):
     """Lists the kernels of a model.
 
     A kernel is a floating-point variable called "kernel" or "..._kernel", as in the
@@ -48,6 +52,8 @@ def kernels(model):
 
     Args:
         model: A built `keras.Model` or `keras.Layer`.
+        everything: bool. Whether to list embeddings and quantized kernels too.
+            Defaults to `False`.
 
     Returns:
         List of `Kernel`, in the order of the layers.
@@ -66,8 +72,9 @@ def kernels(model):
     """
     found = []
     names = set()
-    for path, layer, variables in _own_variables(model):
-        own = [variable for variable in variables if _is_kernel(variable)]
+    for layer, parents, variables in _own_variables(model):
+        own = [v for v in variables if _is_kernel(v, everything)]
+        path = [part.name for part in (*parents, layer) if part is not model]
         for variable in own:
             parts = [*path, variable.name] if len(own) > 1 or not path else path
             name = base = "/".join(map(_clean, parts))
@@ -76,123 +83,191 @@ def kernels(model):
                 name = f"{base}_{count}"
                 count += 1
             names.add(name)
-            found.append(Kernel(name, layer, variable))
+            found.append(Kernel(name, layer, variable, parents))
     return found
 
 
-def select_kernels(candidates, layers):
+def select_kernels(candidates, layers, argument="layers"):
     """Narrows a list of kernels down to those of the layers asked for.
 
     Args:
         candidates: List of `Kernel`.
-        layers: Name or list of names, each the name of a layer or the first part of
-            a kernel's name; or a function from a layer to a bool.
+        layers: Name or list of names, each of a layer (or a layer around it) or the
+            first part of a kernel's name, or the layers themselves; or a class or
+            tuple of classes of layers; or a function from the layer that owns a kernel
+            to a bool.
+        argument: str, what the caller calls `layers`. Defaults to `"layers"`.
 
     Returns:
         List of `Kernel`, in the order of `candidates`.
 
     Raises:
-        ValueError: If a name matches no kernel, or the function none of the layers.
+        ValueError: If a name, the classes or the function match no kernel.
     """
-    if callable(layers):
-        chosen = [kernel for kernel in candidates if layers(kernel.layer)]
-        if not chosen:
-            raise ValueError(
-                "Invalid value for argument `layers`. Expected a function that is "
-                f"true for at least one layer with a kernel. Received: layers={layers}"
-            )
-        return chosen
-    chosen = set()
-    for wanted in [layers] if isinstance(layers, str) else layers:
-        matches = {
-            kernel.name
+    if isinstance(layers, (str, keras.Layer)):
+        layers = [layers]
+    if _is_names(layers):
+        chosen = [_kernels_called(name, candidates, argument) for name in layers]
+        names = {kernel.name for kernels in chosen for kernel in kernels}
+        return [kernel for kernel in candidates if kernel.name in names]
+    if _is_classes(layers):
+        chosen = [
+            kernel
             for kernel in candidates
-            if wanted in (kernel.name, kernel.layer.name)
-            or kernel.name.startswith(f"{wanted}/")
-        }
-        if not matches:
-            known = {k.name for k in candidates} | {k.layer.name for k in candidates}
-            near = difflib.get_close_matches(str(wanted), sorted(known), n=3, cutoff=0)
-            raise ValueError(
-                "Invalid value for argument `layers`. Expected names of layers that "
-                f"have a kernel, such as {near}. Received: {wanted!r}"
-            )
-        chosen |= matches
-    return [kernel for kernel in candidates if kernel.name in chosen]
+            if any(isinstance(part, layers) for part in (*kernel.parents, kernel.layer))
+        ]
+        expected = "classes of layers with a kernel"
+    else:
+        chosen = [kernel for kernel in candidates if layers(kernel.layer)]
+        expected = "a function that is true for at least one layer with a kernel"
+    if not chosen:
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected {expected}. "
+            f"Received: {argument}={layers}"
+        )
+    return chosen
 
 
-def make_norm_reader(watched, model):
-    """Builds a function that reads the norms and the penalty of a model.
+def validate_selection(layers):
+    """Raises a `ValueError` unless `select_kernels` understands `layers`."""
+    single = isinstance(layers, (str, keras.Layer))
+    known = single or _is_names(layers) or _is_classes(layers)
+    if not (known or callable(layers)):
+        raise ValueError(
+            "Invalid value for argument `layers`. Expected a name, a non-empty list of "
+            "names, a class of layers, a function from a layer to a bool, or None. "
+            f"Received: layers={layers!r}"
+        )
 
-    The function computes everything on the device, in one pass over the kernels that
-    have no penalty on their direction, and brings it over in one transfer. The
-    kernels and regularizers are fixed when it is built, the values are read on every
-    call.
+
+def _is_names(layers):
+    is_collection = isinstance(layers, (list, tuple, set, frozenset))
+    return (
+        is_collection
+        and bool(layers)
+        and all(isinstance(name, (str, keras.Layer)) for name in layers)
+    )
+
+
+def _is_classes(layers):
+    classes = layers if isinstance(layers, tuple) else (layers,)
+    return bool(classes) and all(isinstance(c, type) for c in classes)
+
+
+def _kernels_called(name, candidates, argument):
+    matches = [
+        kernel
+        for kernel in candidates
+        if kernel.name == name
+        or kernel.name.startswith(f"{name}/")
+        or any(name in (part, part.name) for part in (*kernel.parents, kernel.layer))
+    ]
+    if not matches:
+        known = {k.name for k in candidates} | {k.layer.name for k in candidates}
+        near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected names of layers that "
+            f"have a kernel, such as {near}. Received: {name!r}"
+        )
+    return matches
+
+
+@dataclasses.dataclass(frozen=True)
+class NormRow:
+    """One row of `norm_table`.
+
+    Attributes:
+        name: str, the kernel's name.
+        shape: tuple of ints.
+        norm: float, the Frobenius norm.
+        share: float, the part of the log norm product that is the kernel's: the logs
+            of all norms add up to 1. Not a number if the product is 0 or 1.
+        regularizer: what acts on the kernel, or `None`.
+        normalized: str, the normalization layer that the kernel feeds; "" if it feeds
+            another layer; "?" if Keras does not show what it feeds.
+    """
+
+    name: str
+    shape: tuple
+    norm: float
+    share: float
+    regularizer: object
+    normalized: str
+
+
+def norm_table(model, print_fn=print):
+    """Prints the kernels of a model with their norms, as a table.
 
     Args:
-        watched: List of `Kernel`.
-        model: The `keras.Model` whose weight penalties are summed up.
+        model: A built `keras.Model`.
+        print_fn: Function that takes the table as a string, as in `model.summary`.
+            `None` returns the table instead. Defaults to `print`.
 
     Returns:
-        Function without arguments that returns a pair: a float64 array of the
-        Frobenius norms of `watched`, and the weight regularization loss as a float.
-        Norms are computed in float32 (float64 for float64 kernels), so they are 0
-        below 1e-19 and infinite above 1.8e19.
+        `None`, or with `print_fn=None` a `KernelTable` of `NormRow`.
+
+    Raises:
+        ValueError: If the model is not built.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import norm_table
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)),
+    ...     keras.layers.Dense(2, kernel_initializer="ones", name="first"),
+    ...     keras.layers.BatchNormalization(name="bn"),
+    ...     keras.layers.Dense(8, kernel_initializer="ones", name="second"),
+    ... ])
+    >>> for row in norm_table(model, print_fn=None):
+    ...     print(row.name, row.norm, round(row.share, 2), repr(row.normalized))
+    first 2.0 0.33 'bn'
+    second 4.0 0.67 ''
     """
-    watched = [kernel.variable for kernel in watched]
-    penalized = [v for v in model.trainable_variables if v.regularizer is not None]
-    by_sums = {}
-    others = []
-    for variable in penalized:
-        if isinstance(variable.regularizer, WEISSI):
-            config = tuple(variable.regularizer.get_config().items())
-            by_sums.setdefault(config, []).append(variable)
-        else:
-            others.append(variable)
-    variables = list({id(v): v for v in [*watched, *penalized]}.values())
-    position = {id(v): i for i, v in enumerate(variables)}
-    dtypes = {"float64" if v.dtype == "float64" else "float32" for v in variables}
-    dtype = "float64" if "float64" in dtypes else "float32"
+    found = kernels(model) if model.built else []
+    if not found:
+        raise ValueError(
+            "Invalid value for argument `model`. Expected a built model with kernels. "
+            f"Received: model={model.name!r}, built={model.built}"
+        )
+    graph = Graph(model)
+    norms = [host_norm(kernel.variable) for kernel in found]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(norms)
+        total = float(np.sum(logs))
+        shares = logs / total
+    rows = [
+        NormRow(
+            kernel.name,
+            tuple(kernel.variable.shape),
+            norm,
+            float(share),
+            kernel.regularizer,
+            graph.normalization_of(kernel.layer, kernel.parents) or "",
+        )
+        for kernel, norm, share in zip(found, norms, shares, strict=True)
+    ]
+    columns = {
+        "name": str,
+        "shape": format_shape,
+        "norm": lambda norm: f"{norm:.4g}",
+        "share": lambda share: f"{share:.1%}",
+        "regularizer": format_regularizer,
+        "normalized": str,
+    }
+    table = KernelTable(rows, columns, f"log norm product: {total:.4f}")
+    if print_fn is None:
+        return table
+    print_fn(str(table))
 
-    def measure(values):
-        norm = {}
 
-        def value_of(variable):
-            value = values[position[id(variable)]]
-            exact = variable.dtype in ("float32", "float64")
-            return value if exact else ops.cast(value, "float32")
+def host_norm(variable):
+    """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 
-        def norm_of(variable):
-            key = id(variable)
-            if key not in norm:
-                norm[key] = _frobenius_norm(value_of(variable))
-                if len(dtypes) > 1:
-                    norm[key] = ops.cast(norm[key], dtype)
-            return norm[key]
-
-        result = [norm_of(variable) for variable in watched]
-        penalty = ops.zeros((), dtype)
-        for group in by_sums.values():
-            regularizer = group[0].regularizer
-            square = ops.square(ops.stack([norm_of(v) for v in group]))
-            absolute = sizes = None
-            if regularizer.direction_l1:
-                sums = [ops.sum(ops.absolute(value_of(v))) for v in group]
-                absolute = ops.stack([ops.cast(s, dtype) for s in sums])
-                sizes = np.array([math.prod(v.shape) for v in group], dtype)
-            penalty += ops.sum(regularizer.penalty_from_sums(square, absolute, sizes))
-        for v in others:
-            penalty += ops.cast(v.regularizer(values[position[id(v)]]), dtype)
-        return ops.stack([*result, penalty])
-
-    measure = _compiled(measure)
-
-    def read():
-        values = measure([variable.value for variable in variables])
-        numbers = ops.convert_to_numpy(values).astype("float64")
-        return numbers[:-1], float(numbers[-1])
-
-    return read
+    For a single look: it brings the whole variable to the host, but compiles nothing.
+    """
+    value = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
+    return math.sqrt(np.sum(np.square(value, dtype="float64")))
 
 
 def _sublayers(layer):
@@ -200,8 +275,8 @@ def _sublayers(layer):
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
-def _own_variables(layer, path=(), seen=None):
-    """Yields `(path, layer, variables)` depth first, each variable once."""
+def _own_variables(layer, parents=(), seen=None, is_model=True):
+    """Yields `(layer, parents, variables)` depth first, each variable once."""
     seen = set() if seen is None else seen
     sublayers = _sublayers(layer)
     below = {id(variable) for sub in sublayers for variable in sub.weights}
@@ -211,51 +286,24 @@ def _own_variables(layer, path=(), seen=None):
             seen.add(id(variable))
             own.append(variable)
     if own:
-        yield path, layer, own
+        yield layer, parents, own
     for sub in sublayers:
-        yield from _own_variables(sub, (*path, sub.name), seen)
+        around = parents if is_model else (*parents, layer)
+        yield from _own_variables(sub, around, seen, is_model=False)
 
 
-def _is_kernel(variable):
-    if not keras.backend.is_float_dtype(variable.dtype):
+def _is_kernel(variable, everything):
+    if variable.name.startswith("lora_"):
+        # Half of a low-rank update: its norm says nothing, and starts at 0.
         return False
+    if isinstance(variable.regularizer, WEISSI):
+        return True
+    if everything and variable.name == "embeddings":
+        return True
     named = variable.name == "kernel" or variable.name.endswith("_kernel")
-    return named or isinstance(variable.regularizer, WEISSI)
+    return named and (everything or keras.backend.is_float_dtype(variable.dtype))
 
 
 def _clean(name):
     # These have a meaning in `str.format`, which fills in the names of checkpoints.
     return re.sub(r"[.:!{}\[\]\s]", "_", name)
-
-
-def _frobenius_norm(x):
-    """The fastest accurate form of each backend: one pass and no temporary."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return ops.sqrt(2.0 * tf.nn.l2_loss(x))
-    if backend == "torch":
-        from torch.linalg import vector_norm
-
-        # In one go, the float32 norm of a large kernel is wrong in the fourth digit.
-        return vector_norm(vector_norm(x, dim=-1))
-    return ops.sqrt(ops.sum(x * x))
-
-
-def _compiled(function):
-    """Compiles a function of a list of tensors; Keras has no public way to."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False)
-    if backend == "jax":
-        import jax
-
-        return jax.jit(function)
-    if backend == "torch":
-        import torch
-
-        return torch.no_grad()(function)
-    return function

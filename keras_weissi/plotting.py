@@ -12,7 +12,8 @@ def plot_norms(source, ax=None):
     Args:
         source: A `NormLogger`, or the `keras.callbacks.History` that `fit` returned
             when a `NormLogger` was among its callbacks, or its `history` dict.
-        ax: `matplotlib.axes.Axes` to draw on. Defaults to `None`: a new figure.
+        ax: `matplotlib.axes.Axes` to draw on, one call for each: it gets a second
+            axis on the right. Defaults to `None`: a new figure.
 
     Returns:
         The `matplotlib.axes.Axes`.
@@ -30,20 +31,21 @@ def plot_norms(source, ax=None):
     epochs, norms, log_product = _series(source)
     try:
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import LogFormatter
+        from matplotlib.ticker import LogFormatter, MaxNLocator
     except ImportError as error:
         raise ImportError(
-            "plot_norms needs matplotlib: pip install 'keras-weissi[plot]'"
+            "plot_norms needs matplotlib: pip install matplotlib"
         ) from error
     if ax is None:
         _, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     marker = "." if len(epochs) < 3 else None
     named = len(norms) <= _MAX_NAMED_LINES
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(norms)))
     for color, (name, values) in zip(colors, norms.items(), strict=True):
         ax.plot(
             epochs,
-            _finite(values),
+            _positive(values),
             color=color,
             label=name if named else None,
             linewidth=1.5 if named else 0.8,
@@ -64,8 +66,11 @@ def plot_norms(source, ax=None):
     # Less than a decade would make a mountain of a few percent.
     missing = max(0.0, 1.0 - (high - low))
     product_ax.set_ylim(low - missing / 2, high + missing / 2)
-    product_ax.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:g}}}$")
-    product_ax.set_ylabel("product of all norms (dashed)")
+    product_ax.yaxis.set_major_formatter(
+        lambda value, _: f"{10**value:.3g}" if abs(value) < 5 else f"$10^{{{value:g}}}$"
+    )
+    ax.plot([], [], color="black", linestyle="--", label="product (right axis)")
+    product_ax.set_ylabel("product of all norms")
     if not named:
         # The first and the last stand for the colors in between.
         first, last = list(norms)[0], list(norms)[-1]
@@ -75,7 +80,6 @@ def plot_norms(source, ax=None):
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(LogFormatter())
     ax.set_xlabel("epoch")
-    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel("Frobenius norm of the kernel")
     ax.grid(alpha=0.3)
     # Below the axes, where it hides no line.
@@ -94,6 +98,7 @@ def _series(source):
         epochs = _continuous_epochs(rows)
     else:
         history = getattr(source, "history", source)
+        history = history if isinstance(history, dict) else {}
         epochs = getattr(source, "epoch", None)
     names = [key for key in history if key.startswith("norm/")]
     if not names:
@@ -135,6 +140,11 @@ def _continuous_epochs(rows):
 
 
 def _finite(values):
-    # What a log axis cannot show, such as the norm of a dead kernel, is a gap.
     values = np.asarray(values, "float64")
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def _positive(values):
+    # A log axis has no place for the norm of a dead kernel: it is a gap.
+    values = _finite(values)
+    return np.where(values > 0, values, np.nan)

@@ -5,6 +5,7 @@ from helpers import BACKEND, norm_of, penalty_of
 from keras import layers
 
 from keras_weissi import WEISSI, norms
+from keras_weissi.readers import make_norm_reader
 
 
 def names(model):
@@ -115,8 +116,9 @@ def test_an_embedding_counts_only_with_the_regularizer():
     assert len(names(model(WEISSI()))) == 1
 
 
-def test_lora_factors_are_no_kernels_of_their_own():
-    dense = layers.Dense(4, name="dense")
+@pytest.mark.parametrize("regularizer", [None, WEISSI()])
+def test_lora_factors_are_no_kernels_of_their_own(regularizer):
+    dense = layers.Dense(4, name="dense", kernel_regularizer=regularizer)
     model = keras.Sequential([keras.Input((4,)), dense])
     dense.enable_lora(2)
     found = norms.kernels(model)
@@ -156,15 +158,27 @@ def mixed():
 
 def test_reader_agrees_with_numpy_and_with_keras(mixed):
     watched = norms.kernels(mixed)
-    values, penalty = norms.make_norm_reader(watched, mixed)()
+    values, penalty = make_norm_reader(watched, mixed)()
     assert values.dtype == "float64"
     expected = [norm_of(kernel.variable) for kernel in watched]
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     assert penalty == pytest.approx(penalty_of(mixed), rel=1e-5)
 
 
+class Doubled(WEISSI):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+def test_reader_leaves_a_subclass_its_own_formula():
+    dense = layers.Dense(4, kernel_regularizer=Doubled(0.1))
+    model = keras.Sequential([keras.Input((4,)), dense])
+    _, penalty = make_norm_reader(norms.kernels(model), model)()
+    assert penalty == pytest.approx(0.2 * np.log(norm_of(dense.kernel)), rel=1e-5)
+
+
 def test_reader_sees_new_values(mixed):
-    read = norms.make_norm_reader(norms.kernels(mixed), mixed)
+    read = make_norm_reader(norms.kernels(mixed), mixed)
     before, _ = read()
     kernel = mixed.get_layer("log").kernel
     kernel.assign(3 * kernel)
@@ -180,7 +194,7 @@ def test_norms_of_large_kernels_are_accurate(shape):
     kernel = layer.add_weight(
         shape=shape, name="kernel", initializer=keras.initializers.RandomNormal(1.0)
     )
-    (value,), _ = norms.make_norm_reader(norms.kernels(layer), layer)()
+    (value,), _ = make_norm_reader(norms.kernels(layer), layer)()
     assert value == pytest.approx(norm_of(kernel), rel=1e-6)
 
 
@@ -191,7 +205,7 @@ def test_norms_of_other_dtypes(dtype):
     dense = layers.Dense(400, dtype=dtype, kernel_regularizer=WEISSI(0.1, 0.01))
     model = keras.Sequential([keras.Input((400,), dtype=dtype), dense])
     dense.kernel.assign(keras.ops.ones((400, 400), dtype) * 3)
-    (value,), penalty = norms.make_norm_reader(norms.kernels(model), model)()
+    (value,), penalty = make_norm_reader(norms.kernels(model), model)()
     assert value == pytest.approx(1200, rel=1e-6)  # its square overflows float16
     assert penalty == pytest.approx(0.1 * np.log(1200) + 0.01 * 400, rel=1e-6)
 

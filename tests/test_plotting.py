@@ -38,7 +38,7 @@ def test_every_norm_is_drawn_on_a_log_axis(depth, tmp_path):
     (product,) = product_ax.get_lines()
     expected = [row["log_norm_product"] / np.log(10) for row in logger.record]
     np.testing.assert_allclose(product.get_ydata(), expected)
-    assert len(ax.get_legend().get_texts()) == (5 if depth == 5 else 2)
+    assert len(ax.get_legend().get_texts()) == (6 if depth == 5 else 3)
     ax.figure.savefig(tmp_path / "norms.png")
 
 
@@ -69,14 +69,16 @@ def test_an_axes_of_the_user_is_used():
 def test_values_that_no_log_axis_can_show_are_gaps():
     history = {"norm/a": [1.0, 0.0, np.inf], "log_norm_product": [0.0, -np.inf, np.inf]}
     ax = plot_norms(history)
-    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [1, 0, np.nan])
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [1, np.nan, np.nan])
     np.testing.assert_array_equal(
         ax.figure.axes[1].get_lines()[0].get_ydata(), [0, np.nan, np.nan]
     )
     ax.figure.canvas.draw()
 
 
-@pytest.mark.parametrize("source", [NormLogger(), {}, {"loss": [1.0]}])
+@pytest.mark.parametrize(
+    "source", [NormLogger(), {}, {"loss": [1.0]}, keras.Sequential(), None]
+)
 def test_a_source_without_norms_is_refused(source):
     with pytest.raises(ValueError, match="argument `source`. Expected a NormLogger"):
         plot_norms(source)

@@ -165,7 +165,8 @@ def test_a_coefficient_of_zero_builds_no_reduction(monkeypatch):
 
 @pytest.mark.parametrize("name", ["log_norm", "direction_l1", "min_norm"])
 @pytest.mark.parametrize(
-    "value", [-1.0, -1e-30, float("nan"), float("inf"), True, "0.1", None, [0.1], 1j]
+    "value",
+    [-1.0, -1e-30, float("nan"), float("inf"), 10**400, True, "0.1", None, [0.1], 1j],
 )
 def test_bad_arguments_are_named(name, value):
     with pytest.raises(ValueError) as error:
