@@ -67,7 +67,7 @@ def plot_norms(source, ax=None):
     missing = max(0.0, 1.0 - (high - low))
     product_ax.set_ylim(low - missing / 2, high + missing / 2)
     product_ax.yaxis.set_major_formatter(
-        lambda value, _: f"{10**value:.3g}" if abs(value) < 5 else f"$10^{{{value:g}}}$"
+        lambda value, _: f"{10**value:,.0f}" if 1 < value < 6 else f"$10^{{{value:g}}}$"
     )
     ax.plot([], [], color="black", linestyle="--", label="product (right axis)")
     product_ax.set_ylabel("product of all norms")

@@ -240,3 +240,40 @@ def test_selection_reaches_into_nested_models():
     ]
     assert [k.name for k in norms.select_kernels(found, "inner/b")] == ["inner/b"]
     assert [k.name for k in norms.select_kernels(found, "b")] == ["inner/b"]
+
+
+def test_norm_table_prints_and_returns():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(4, kernel_initializer="ones", name="a"),
+            layers.BatchNormalization(name="bn"),
+            layers.Dense(
+                1, kernel_initializer="ones", kernel_regularizer="l2", name="b"
+            ),
+        ]
+    )
+    printed = []
+    assert norms.norm_table(model, print_fn=printed.append) is None
+    (text,) = printed
+    assert "log norm product: 2.0794" in text and "L2(l2=0.01)" in text and "bn" in text
+    rows = norms.norm_table(model, print_fn=None)
+    assert [(row.name, row.norm, row.normalized) for row in rows] == [
+        ("a", 4.0, "bn"),
+        ("b", 2.0, ""),
+    ]
+    assert [row.share for row in rows] == pytest.approx([2 / 3, 1 / 3])
+    assert rows.to_dicts()[1]["shape"] == (4, 1)
+
+
+def test_norm_table_of_a_dead_kernel_makes_no_noise(recwarn):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="a")])
+    model.layers[0].kernel.assign(np.zeros((4, 4)))
+    (row,) = norms.norm_table(model, print_fn=None)
+    assert row.norm == 0.0 and np.isnan(row.share)
+    assert not [w for w in recwarn if w.category is RuntimeWarning]
+
+
+def test_norm_table_of_a_model_that_is_not_built():
+    with pytest.raises(ValueError, match="argument `model`. Expected a built model"):
+        norms.norm_table(keras.Sequential([layers.Dense(2)]))

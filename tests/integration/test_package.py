@@ -9,7 +9,7 @@ import re
 import pytest
 from helpers import BACKEND, ROOT, run_python
 
-MODULES = ["regularizers", "norms", "callbacks", "plotting"]
+MODULES = ["regularizers", "norms", "attach", "callbacks", "plotting"]
 
 
 def test_the_import_is_light():
@@ -40,7 +40,7 @@ def test_docstring_examples_run(module):
 def test_readme_snippets_run(tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     assert len(snippets[0].strip().splitlines()) <= 15
     program = tmp_path / "readme.py"
     program.write_text("\n".join(snippets))

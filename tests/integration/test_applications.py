@@ -1,0 +1,103 @@
+"""The models that people fine-tune: every kernel is accounted for, and fast."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from helpers import ROOT, penalty_of, run_python
+from keras import layers
+
+from keras_weissi import WEISSI, norm_table, regularize
+
+NAMES = ["MobileNetV2", "ResNet50", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121"]
+
+
+def build(name):
+    application = getattr(keras.applications, name)
+    return application(
+        weights=None, include_top=False, input_shape=(32, 32, 3), pooling="avg"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_applications(name, tmp_path):
+    model = build(name)
+    # Found by their shapes: nothing else in these models has a rank above 1.
+    matrices = [w for w in model.weights if len(w.shape) > 1]
+    start = time.perf_counter()
+    report = regularize(model, WEISSI(0.01))
+    assert time.perf_counter() - start < 1
+    assert sorted(row.shape for row in report) == sorted(
+        tuple(w.shape) for w in matrices
+    )
+    assert len({row.name for row in report}) == len(report)
+    assert all(row.changed != row.note.startswith("normalized by") for row in report)
+    table = norm_table(model, print_fn=None)
+    for row, norms in zip(report, table, strict=True):
+        assert row.note == (
+            f"normalized by {norms.normalized}" * bool(norms.normalized)
+        )
+
+    report = regularize(model, WEISSI(0.01), include_normalized=True)
+    assert all(row.changed for row in report) and len(model.losses) == len(report)
+    model.compile(keras.optimizers.SGD(0.1), lambda y, p: 0.0 * keras.ops.mean(p))
+    x = np.zeros((1, 32, 32, 3), "float32")
+    model.fit(x, np.zeros((1, 1), "float32"), verbose=0)
+    for before, after in zip(report, norm_table(model, print_fn=None), strict=True):
+        assert after.norm < before.norm, before.name
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert len(loaded.losses) == len(report)
+    assert penalty_of(loaded) == pytest.approx(penalty_of(model), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_thousand_layers_take_under_two_seconds():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)  # Keras walks a chain recursively
+    try:
+        inputs = keras.Input((4,))
+        x = inputs
+        for _ in range(1000):
+            x = layers.Dense(4)(x)
+        model = keras.Model(inputs, x)
+        start = time.perf_counter()
+        report = regularize(model, WEISSI(0.01))
+        assert time.perf_counter() - start < 2
+    finally:
+        sys.setrecursionlimit(limit)
+    assert sum(row.changed for row in report) == 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, kept, left_out",
+    [("VGG16", "14 of 14", None), ("MobileNetV2", "1 of 53", "normalized by bn_Conv1")],
+)
+def test_finetune_example(model, kept, left_out, tmp_path):
+    arguments = ["--model", model, "--epochs", 1, "--images", 20, "--out", tmp_path]
+    result = run_python(ROOT / "examples" / "finetune.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert f"{kept} kernels changed" in result.stdout
+    assert left_out is None or left_out in result.stdout
+    assert "saved and loaded" in result.stdout
+    assert {"norms.png", "model.keras"} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "VGG17"], "argument --model: no 'VGG17' there, but"),
+        (["--epochs", "0"], "argument --epochs: expected an int of at least 1"),
+        (["--out", "/dev/null/x"], "argument --out: cannot make"),
+    ],
+)
+def test_finetune_example_names_bad_values(arguments, message):
+    result = run_python(ROOT / "examples" / "finetune.py", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
