@@ -45,6 +45,10 @@ def parse_arguments():
         help="folder for the results",
     )
     arguments = parser.parse_args()
+    if not 0 <= arguments.log_norm < 1e6:
+        parser.error("argument --log-norm: expected a float of at least 0")
+    if arguments.images > 1500:  # of 1,797, the rest is for the test
+        parser.error("argument --images: expected an int of at most 1500")
     for name, least in (("epochs", 1), ("images", 10), ("size", 32), ("seed", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"argument --{name}: expected an int of at least {least}")

@@ -11,20 +11,26 @@ import warnings
 
 import keras
 
-from keras_weissi.graph import Graph
+from keras_weissi.graph import Graph, is_of_keras
 from keras_weissi.norms import (
     host_norm,
-    kernels,
+    kernels_of_built,
+    layers_of,
     select_kernels,
     validate_selection,
 )
 from keras_weissi.regularizers import WEISSI
-from keras_weissi.tables import KernelTable, format_regularizer, format_shape
+from keras_weissi.tables import (
+    KernelTable,
+    format_norm,
+    format_regularizer,
+    format_shape,
+)
 
 _COLUMNS = {
     "name": str,
     "shape": format_shape,
-    "norm": lambda norm: f"{norm:.4g}",
+    "norm": format_norm,
     "regularizer": format_regularizer,
     "note": str,
 }
@@ -96,41 +102,35 @@ def regularize(
     >>> [row.changed for row in report], len(model.losses)
     ([True], 1)
     """
-    found = _all_kernels(model)
+    found = kernels_of_built(model, everything=True)
+    asked_for = None
     if layers is not None:
         validate_selection(layers)
-        chosen = select_kernels(found, layers)
-        asked_for = {kernel.name for kernel in chosen}
-    else:
-        asked_for = None
+        asked_for = {kernel.name for kernel in select_kernels(found, layers)}
     wanted = _regularizers_by_kernel(regularizer, found)
-    if isinstance(regularizer, dict):
-        asked_for = set(wanted) if asked_for is None else asked_for & set(wanted)
-    graph = Graph(model)
+    by_name = asked_for is not None or isinstance(regularizer, dict)
+    graph = Graph(layers_of(model))
     plan, notes, refused = {}, {}, []
     for kernel in found:
-        new = wanted.get(kernel.name)
-        if asked_for is not None and kernel.name not in asked_for:
-            notes[kernel.name] = "not among `layers`"
-            continue
-        if new is None:
-            notes[kernel.name] = "`regularizer` gave None"
-            continue
-        why = _why_not(kernel, graph, include_normalized, replace, asked_for)
-        if why is None:
-            plan[kernel.name] = new
-            notes[kernel.name] = _note(kernel, graph, include_normalized)
-            continue
-        notes[kernel.name], is_default = why
-        if not is_default or asked_for is not None:
-            refused.append(kernel.name)
-    _check_attention(found, plan)
-    for kernel in found:
-        if kernel.name in plan:
-            _set(kernel, plan[kernel.name])
+        name = kernel.name
+        if asked_for is not None and name not in asked_for:
+            notes[name] = "not among `layers`"
+        elif wanted.get(name) is None:
+            notes[name] = "not in `regularizer`"
+        else:
+            why = _why_not(kernel, graph, include_normalized, replace, by_name)
+            if why is None:
+                plan[name] = wanted[name]
+                notes[name] = _note(kernel, graph, model)
+            else:
+                notes[name], is_default = why
+                if by_name or not is_default:
+                    refused.append(name)
+    _check_attention(found, plan, notes, refused)
+    _check_calls(found, plan)
+    _set([(kernel, plan[kernel.name]) for kernel in found if kernel.name in plan])
     _renew_steps(model)
-    if refused or not plan:
-        _warn(found, notes, refused)
+    _warn(found, plan, notes, refused)
     return _report(found, set(plan), notes)
 
 
@@ -156,41 +156,36 @@ def deregularize(model):
     >>> len(model.losses), dense.kernel_regularizer
     (0, None)
     """
-    found = _all_kernels(model)
-    ours = [kernel for kernel in found if isinstance(kernel.regularizer, WEISSI)]
-    for kernel in ours:
-        _set(kernel, None)
+    found = kernels_of_built(model, everything=True)
+    names = {k.name for k in found if isinstance(k.regularizer, WEISSI)}
+    for layer in layers_of(model):
+        for variable in layer.weights:
+            if isinstance(variable.regularizer, WEISSI):
+                variable.regularizer = None
+        # Not just those that `regularize` set: LoRA and quantization copy them.
+        for name, value in list(vars(layer).items()):
+            if name.endswith("regularizer") and isinstance(value, WEISSI):
+                setattr(layer, name, None)
     _renew_steps(model)
-    names = {kernel.name for kernel in ours}
     notes = {name: "WEISSI taken off" for name in names}
     return _report(found, names, notes)
-
-
-def _all_kernels(model):
-    if not isinstance(model, keras.Layer):
-        raise ValueError(
-            "Invalid value for argument `model`. Expected a keras.Model. "
-            f"Received: model={model!r}"
-        )
-    found = kernels(model, everything=True) if model.built else []
-    if not found:
-        raise ValueError(
-            "Invalid value for argument `model`. Expected a built model with kernels: "
-            "call it on data, or `model.build(input_shape)`, before. "
-            f"Received: model={model.name!r}, built={model.built}"
-        )
-    return found
 
 
 def _regularizers_by_kernel(regularizer, found):
     """Returns a dict from the names of kernels to regularizers or `None`."""
     if isinstance(regularizer, dict):
-        wanted = {}
-        # The longer a name, the more it says: "backbone/conv" goes before "backbone".
-        for name in sorted(regularizer, key=lambda name: len(str(name))):
-            value = _as_regularizer(regularizer[name], f"regularizer[{name!r}]")
+        if not regularizer or not all(isinstance(name, str) for name in regularizer):
+            raise ValueError(
+                "Invalid value for argument `regularizer`. Expected the keys of the "
+                f"dict to be names of layers. Received: keys {list(regularizer)}"
+            )
+        wanted, ranks = {}, {}
+        for name, value in regularizer.items():
+            value = _as_regularizer(value, f"regularizer[{name!r}]")
             for kernel in select_kernels(found, [name], "regularizer"):
-                wanted[kernel.name] = value
+                rank = _specificity(name, kernel)
+                if rank > ranks.get(kernel.name, -1):
+                    wanted[kernel.name], ranks[kernel.name] = value, rank
         return wanted
     if isinstance(regularizer, (str, keras.regularizers.Regularizer)):
         value = _as_regularizer(regularizer, "regularizer")
@@ -211,6 +206,17 @@ def _regularizers_by_kernel(regularizer, found):
     )
 
 
+def _specificity(name, kernel):
+    """Ranks what a name says of a kernel: the closer to the kernel, the higher."""
+    if name == kernel.name:
+        return len(kernel.parents) + 3
+    if name == kernel.layer.name:
+        return len(kernel.parents) + 2
+    if kernel.name.startswith(f"{name}/"):
+        return name.count("/") + 1
+    return 1 + [parent.name for parent in kernel.parents].index(name)
+
+
 def _as_regularizer(value, name, or_none=False):
     if value is None and or_none:
         return None
@@ -221,10 +227,17 @@ def _as_regularizer(value, name, or_none=False):
             f"Invalid value for argument `{name}`. Expected a "
             f"keras.regularizers.Regularizer. Received: {value!r}"
         )
+    try:
+        value.get_config()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a regularizer with a "
+            f"`get_config`, without which it cannot be saved. Received: {value!r}"
+        ) from error
     return value
 
 
-def _why_not(kernel, graph, include_normalized, replace, asked_for):
+def _why_not(kernel, graph, include_normalized, replace, by_name):
     """Returns the reason to leave a kernel out and whether it is a default one."""
     layer = kernel.layer
     if getattr(layer, "lora_enabled", False):
@@ -232,7 +245,7 @@ def _why_not(kernel, graph, include_normalized, replace, asked_for):
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None or not keras.backend.is_float_dtype(kernel.variable.dtype):
         return f"quantized to {mode or kernel.variable.dtype}", False
-    if kernel.variable.name == "embeddings" and asked_for is None:
+    if kernel.variable.name == "embeddings" and not by_name:
         return "an embedding: name it in `layers` to take it", True
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
@@ -243,19 +256,23 @@ def _why_not(kernel, graph, include_normalized, replace, asked_for):
     return None
 
 
-def _note(kernel, graph, include_normalized):
+def _note(kernel, graph, model):
     notes = []
     if kernel.regularizer is not None:
         notes.append(f"was {format_regularizer(kernel.regularizer)}")
     if not kernel.variable.trainable:
         notes.append("frozen: counts once it is trainable")
     normalization = graph.normalization_of(kernel.layer, kernel.parents)
-    if normalization == "?" and not include_normalized:
+    if normalization == "?":
         notes.append("what it feeds is hidden: may be normalized")
-    elif normalization not in (None, "?"):
+    elif normalization is not None:
         notes.append(f"normalized by {normalization}")
+    around = (model, *kernel.parents, kernel.layer)
+    custom = [layer for layer in around if not is_of_keras(layer)]
     if not _slots(kernel):
         notes.append("not saved: the layer has no argument for it")
+    elif custom:
+        notes.append(f"not saved unless {type(custom[0]).__name__} saves it")
     return "; ".join(notes)
 
 
@@ -282,17 +299,27 @@ def _attention_around(kernel):
     return None
 
 
-def _check_attention(found, plan):
-    """Raises if the kernels of an attention layer would not all be served alike."""
-    targets = {}
+def _check_attention(found, plan, notes, refused):
+    """Sees to it that the kernels of an attention layer are served alike.
+
+    If one of them cannot be, none is. If the user asked for a difference, it raises.
+    """
+    groups = {}
     for kernel in found:
         attention = _attention_around(kernel)
         if attention is not None:
-            new = plan.get(kernel.name, kernel.regularizer)
-            config = None if new is None else (type(new), str(new.get_config()))
-            targets.setdefault(id(attention), (attention, set()))[1].add(config)
-    for attention, configs in targets.values():
-        if len(configs) > 1:
+            groups.setdefault(id(attention), (attention, []))[1].append(kernel.name)
+    for attention, names in groups.values():
+        planned = [name for name in names if name in plan]
+        barred = [name for name in names if name in refused]
+        if planned and barred:
+            for name in planned:
+                del plan[name]
+                notes[name] = f"left out with {barred[0]}: {notes[barred[0]]}"
+                refused.append(name)
+            continue
+        configs = {str((type(plan[n]), plan[n].get_config())) for n in planned}
+        if len(configs) > 1 or 0 < len(planned) < len(names):
             raise ValueError(
                 "Invalid value for argument `layers` or `regularizer`. Expected the "
                 f"same regularizer for every kernel of layer {attention.name!r}, which "
@@ -300,25 +327,63 @@ def _check_attention(found, plan):
             )
 
 
-def _set(kernel, regularizer):
-    kernel.variable.regularizer = regularizer
-    for owner, name in _slots(kernel):
-        setattr(owner, name, regularizer)
+def _check_calls(found, plan):
+    """Raises if a regularizer cannot take a kernel of such a rank."""
+    tried = set()
+    for kernel in found:
+        regularizer = plan.get(kernel.name)
+        rank = len(kernel.variable.shape)
+        if regularizer is None or (id(regularizer), rank) in tried:
+            continue
+        tried.add((id(regularizer), rank))
+        try:
+            regularizer(keras.ops.ones((1,) * rank))
+        except Exception as error:
+            raise ValueError(
+                "Invalid value for argument `regularizer`. Expected one that takes "
+                f"kernel {kernel.name!r}, of rank {rank}. Received: "
+                f"{format_regularizer(regularizer)}, which raises: {error}"
+            ) from error
+
+
+def _set(changes):
+    """Sets all regularizers, or none if one of the layers does not let it."""
+    done = []
+    try:
+        for kernel, regularizer in changes:
+            slots = [(kernel.variable, "regularizer"), *_slots(kernel)]
+            for owner, name in slots:
+                old = getattr(owner, name)
+                setattr(owner, name, regularizer)
+                done.append((owner, name, old))
+    except Exception:
+        for owner, name, old in reversed(done):
+            setattr(owner, name, old)
+        raise
 
 
 def _renew_steps(model):
-    # As Keras does when a model is quantized: the next `fit` or `evaluate` makes these
-    # anew, and with them the penalties.
-    for name in ("train_function", "test_function"):
-        if getattr(model, name, None) is not None:
-            setattr(model, name, None)
+    # Not set to None, as `compile` does: a callback may have called in mid-`fit`.
+    for layer in layers_of(model):
+        if isinstance(layer, keras.Model):
+            if layer.train_function is not None:
+                layer.make_train_function(force=True)
+            if layer.test_function is not None:
+                layer.make_test_function(force=True)
 
 
-def _warn(found, notes, refused):
-    names = refused or [kernel.name for kernel in found]
+def _warn(found, plan, notes, refused):
+    unsaved = [name for name in plan if "not saved" in notes[name]]
+    if refused:
+        what, names = "were left as they were", refused
+    elif not plan:
+        what, names = "all were left as they were", [kernel.name for kernel in found]
+    elif unsaved:
+        what, names = "may lose their regularizer when the model is saved", unsaved
+    else:
+        return
     shown = "; ".join(f"{name!r} ({notes[name]})" for name in names[:3])
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
-    what = "were left as they were" if refused else "all were left as they were"
     warnings.warn(
         f"regularize: of {len(found)} kernels {what}: {shown}{more}. The report that "
         "`regularize` returns has them all.",

@@ -23,20 +23,27 @@ _NORMALIZATIONS = tuple(
 _HOMOGENEOUS_ACTIVATIONS = ("linear", "relu", "leaky_relu")
 
 
+_OUTSIDE = "outside of the model"
+_HIDDEN = "a layer that Keras does not show"
+
+
 class Graph:
     """Which layers consume the output of which, through nested models as well.
 
     Args:
-        model: A built `keras.Model`.
+        layers: List of a built `keras.Model` and all layers inside it.
     """
 
-    def __init__(self, model):
-        self._root = _function_of(model)
+    def __init__(self, layers):
+        self._root = _function_of(layers[0])
         self._consumers = collections.defaultdict(list)
         self._callers = collections.defaultdict(list)
         self._calls = collections.defaultdict(list)
-        if self._root is not None:
-            self._add(self._root, set())
+        seen = set()
+        for layer in layers:
+            function = _function_of(layer)
+            if function is not None:
+                self._add(function, seen)
 
     def normalization_of(self, layer, parents):
         """Finds the normalization that makes the scale of a kernel meaningless.
@@ -59,22 +66,21 @@ class Graph:
             outer = layer
         if outer not in self:
             around = [p for p in parents if _function_of(p) is None]
-            visible = self._root is not None and around and _is_of_keras(around[0])
-            return None if visible else "?"
-        activation = getattr(layer, "activation", None)
-        if activation is not None:
-            name = getattr(activation, "__name__", "")
-            if name not in _HOMOGENEOUS_ACTIVATIONS:
-                return None
+            visible = self._root is not None and around
+            return None if visible and all(map(is_of_keras, around)) else "?"
+        if not _is_homogeneous(getattr(layer, "activation", None)):
+            return None
         consumers = [
             consumer
             for function, node in self._calls[id(outer)]
             for tensor in node.output_tensors
-            for consumer in self._consumers_of(function, tensor)
+            for consumer in self._consumers_of(function, tensor, set())
         ]
-        if consumers and all(isinstance(c, _NORMALIZATIONS) for c in consumers):
-            return consumers[0].name
-        return None
+        normalizations = [c for c in consumers if isinstance(c, _NORMALIZATIONS)]
+        hidden = [c for c in consumers if c is _HIDDEN]
+        if not consumers or len(normalizations) + len(hidden) < len(consumers):
+            return None
+        return "?" if hidden else normalizations[0].name
 
     def __contains__(self, layer):
         return id(layer) in self._calls
@@ -92,24 +98,56 @@ class Graph:
                 self._callers[id(inner)].append((function, node))
                 self._add(inner, seen)
 
-    def _consumers_of(self, function, tensor):
-        """Lists the layers that take a tensor; `None` stands for the outside."""
+    def _consumers_of(self, function, tensor, seen):
+        """Lists the layers that take a tensor, or `_OUTSIDE` or `_HIDDEN`."""
+        if (id(function), id(tensor)) in seen:
+            return []
+        seen.add((id(function), id(tensor)))
         found = []
         for node in self._consumers[id(function), id(tensor)]:
             inner = _function_of(node.operation)
             if inner is None:
-                found.append(node.operation)
-                continue
-            for outer, entry in zip(node.input_tensors, inner.inputs, strict=True):
-                if outer is tensor:
-                    found += self._consumers_of(inner, entry)
+                found.append(_unwrapped(node.operation))
+            elif len(node.input_tensors) != len(inner.inputs):
+                found.append(_HIDDEN)  # a mask among the arguments, for one
+            else:
+                for outer, entry in zip(node.input_tensors, inner.inputs, strict=True):
+                    if outer is tensor:
+                        found += self._consumers_of(inner, entry, seen)
         for position, output in enumerate(function.outputs):
             if output is tensor:
+                callers = self._callers[id(function)]
                 if function is self._root:
-                    found.append(None)
-                for caller, node in self._callers[id(function)]:
-                    found += self._consumers_of(caller, node.output_tensors[position])
-        return found
+                    found.append(_OUTSIDE)
+                elif not callers:
+                    found.append(_HIDDEN)
+                for caller, node in callers:
+                    outer = node.output_tensors[position]
+                    found += self._consumers_of(caller, outer, seen)
+        shown = (str, keras.Operation)
+        return [
+            c if isinstance(c, shown) and (c is _OUTSIDE or is_of_keras(c)) else _HIDDEN
+            for c in found
+        ]
+
+
+def is_of_keras(layer):
+    """Whether the class of a layer is one that ships with Keras."""
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def _unwrapped(layer):
+    while isinstance(layer, keras.layers.TimeDistributed):
+        layer = layer.layer
+    return layer
+
+
+def _is_homogeneous(activation):
+    if activation is None or isinstance(activation, keras.layers.LeakyReLU):
+        return True
+    if isinstance(activation, keras.layers.ReLU):
+        return activation.max_value is None and not activation.threshold
+    return getattr(activation, "__name__", "") in _HOMOGENEOUS_ACTIVATIONS
 
 
 # The two private touches: Keras publishes neither the calls that make up a graph, nor
@@ -124,10 +162,7 @@ def _nodes(function):
 
 
 def _function_of(layer):
+    layer = _unwrapped(layer)
     if isinstance(layer, keras.Sequential):
         return layer._functional if layer.built else None
     return layer if isinstance(layer, keras.Function) else None
-
-
-def _is_of_keras(layer):
-    return type(layer).__module__.split(".")[0] == "keras"

@@ -14,7 +14,13 @@ import numpy as np
 
 from keras_weissi.graph import Graph
 from keras_weissi.regularizers import WEISSI
-from keras_weissi.tables import KernelTable, format_regularizer, format_shape
+from keras_weissi.tables import (
+    KernelTable,
+    format_norm,
+    format_regularizer,
+    format_shape,
+    format_share,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +91,37 @@ def kernels(model, everything=False):
             names.add(name)
             found.append(Kernel(name, layer, variable, parents))
     return found
+
+
+def kernels_of_built(model, everything=False):
+    """Lists kernels as `kernels` does, and raises a `ValueError` if there are none."""
+    if not isinstance(model, keras.Layer):
+        raise ValueError(
+            "Invalid value for argument `model`. Expected a keras.Model. "
+            f"Received: model={model!r}"
+        )
+    found = kernels(model, everything) if model.built else []
+    if not found:
+        raise ValueError(
+            "Invalid value for argument `model`. Expected a built model with kernels: "
+            "call it on data, or `model.build(input_shape)`, before. "
+            f"Received: model={model.name!r}, built={model.built}"
+        )
+    return found
+
+
+def layers_of(model):
+    """Lists a model and all layers inside it, depth first, each once."""
+    found = {}
+
+    def visit(layer):
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            for sub in _sublayers(layer):
+                visit(sub)
+
+    visit(model)
+    return list(found.values())
 
 
 def select_kernels(candidates, layers, argument="layers"):
@@ -224,13 +261,8 @@ def norm_table(model, print_fn=print):
     first 2.0 0.33 'bn'
     second 4.0 0.67 ''
     """
-    found = kernels(model) if model.built else []
-    if not found:
-        raise ValueError(
-            "Invalid value for argument `model`. Expected a built model with kernels. "
-            f"Received: model={model.name!r}, built={model.built}"
-        )
-    graph = Graph(model)
+    found = kernels_of_built(model)
+    graph = Graph(layers_of(model))
     norms = [host_norm(kernel.variable) for kernel in found]
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(norms)
@@ -250,8 +282,8 @@ def norm_table(model, print_fn=print):
     columns = {
         "name": str,
         "shape": format_shape,
-        "norm": lambda norm: f"{norm:.4g}",
-        "share": lambda share: f"{share:.1%}",
+        "norm": format_norm,
+        "share": format_share,
         "regularizer": format_regularizer,
         "normalized": str,
     }

@@ -58,15 +58,27 @@ def format_regularizer(regularizer):
     """Formats a regularizer in one short line, such as `L2(l2=0.01)`."""
     if regularizer is None:
         return ""
-    if not hasattr(regularizer, "get_config"):
-        return getattr(regularizer, "__name__", repr(regularizer))
+    try:
+        config = regularizer.get_config()
+    except (AttributeError, NotImplementedError):
+        return getattr(regularizer, "__name__", type(regularizer).__name__)
     config = {
         key: f"{value:g}" if isinstance(value, float) else value
-        for key, value in regularizer.get_config().items()
+        for key, value in config.items()
         if value
     }
     arguments = ", ".join(f"{key}={value}" for key, value in config.items())
     return f"{type(regularizer).__name__}({arguments})"
+
+
+def format_norm(norm):
+    """Formats a norm with four digits."""
+    return f"{norm:.4g}"
+
+
+def format_share(share):
+    """Formats a part of a whole in percent."""
+    return f"{share:.1%}"
 
 
 def format_shape(shape):

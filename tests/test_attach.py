@@ -1,3 +1,5 @@
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -230,7 +232,7 @@ def test_a_function_and_a_dict_choose_by_layer():
     )
     assert [row.changed for row in report] == [True, False, True]
     assert report[2].regularizer.log_norm == 2.0
-    assert report[1].note == "`regularizer` gave None"
+    assert report[1].note == "not in `regularizer`"
     model = nested()
     inner, outer = model.layers[1].name, model.layers[2].name
     report = regularize(model, {inner: WEISSI(0.1), outer: "l2"})
@@ -256,6 +258,9 @@ def test_a_function_and_a_dict_choose_by_layer():
         (dict(regularizer=None), "argument `regularizer`.*Received: regularizer=None"),
         (dict(regularizer=WEISSI), "argument `regularizer`"),
         (dict(regularizer="l9"), "l9"),
+        (dict(regularizer={}), "keys of the dict"),
+        (dict(regularizer={1: R}), r"Received: keys \[1\]"),
+        (dict(regularizer=keras.regularizers.Regularizer()), "`get_config`"),
     ],
 )
 def test_bad_arguments_change_nothing(arguments, message):
@@ -345,14 +350,19 @@ class Subclassed(keras.Model):
 def test_what_keras_does_not_show_is_said_to_be_hidden():
     model = Subclassed()
     model(X)
-    report = regularize(model, R)
+    with pytest.warns(UserWarning, match="may lose their regularizer when .* saved"):
+        report = regularize(model, R)
     assert [row.name for row in report] == ["kernel", "block/inner"]
     assert all("hidden" in row.note for row in report)
     assert "not saved: the layer has no argument" in report[0].note
-    assert "not saved" not in report[1].note
+    assert "not saved unless Subclassed saves it" in report[1].note
     assert penalty_of(model) == pytest.approx(expected_penalty(model), rel=1e-5)
-    report = regularize(sequential(Block(), shape=(4,)), R)
+    with pytest.warns(UserWarning, match="not saved unless Block saves it"):
+        report = regularize(sequential(Block(), shape=(4,)), R)
     assert "hidden" in report[0].note
+    with pytest.warns(UserWarning, match="not saved unless Block saves it"):
+        report = regularize(sequential(layers.Dense(4), Block(), shape=(4,)), R)
+    assert report[0].note == "what it feeds is hidden: may be normalized"
 
 
 def test_a_spectrally_normalized_kernel_is_left_out():
@@ -436,3 +446,161 @@ def test_the_report_is_a_table_and_data():
     assert row["name"] == "h1" and row["regularizer"] is R and row["shape"] == (4, 4)
     expected = np.linalg.norm(to_numpy(model.get_layer("h1").kernel))
     assert row["norm"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_name_closer_to_the_kernel_goes_first():
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, name="fc"), layers.Dense(4, name="d")],
+        name="a_longer_name",
+    )
+    model = sequential(inner, shape=(4,))
+    report = regularize(model, {"a_longer_name": WEISSI(0.1), "fc": WEISSI(0.5)})
+    assert [row.regularizer.log_norm for row in report] == [0.5, 0.1]
+
+
+def test_a_callback_may_change_the_strength_during_a_fit():
+    model = make_model()
+    model.optimizer.learning_rate = 0.0
+
+    def strengthen(epoch, logs):
+        regularize(model, WEISSI(float(epoch + 1)))
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=strengthen)
+    losses = fit(model, epochs=3, callbacks=[callback])["loss"]
+    penalty = penalty_of(model) / 3
+    assert losses[1] - losses[0] == pytest.approx(penalty, rel=1e-4)
+    assert losses[2] - losses[0] == pytest.approx(2 * penalty, rel=1e-4)
+
+
+def test_a_compiled_model_inside_another_takes_it_up_too():
+    inner = make_model()
+    fit(inner)
+    inner.optimizer.learning_rate = 0.0
+    plain = fit(inner)["loss"][0]
+    outer = sequential(inner, layers.Dense(2), shape=(4,))
+    regularize(outer, WEISSI(1.0))
+    assert fit(inner)["loss"][0] == pytest.approx(plain + penalty_of(inner), rel=1e-4)
+
+
+class Refusing(layers.Dense):
+    @property
+    def kernel_regularizer(self):
+        return None
+
+    @kernel_regularizer.setter
+    def kernel_regularizer(self, value):
+        if self.built:
+            raise AttributeError("too late")
+
+
+def test_a_layer_that_refuses_leaves_the_whole_model_as_it_was():
+    model = sequential(layers.Dense(4), Refusing(4), shape=(4,))
+    with pytest.raises(AttributeError, match="too late"):
+        regularize(model, R)
+    assert not model.losses and model.layers[0].kernel_regularizer is None
+
+
+def test_a_regularizer_has_to_take_the_kernels():
+    model = sequential(layers.Conv1D(4, 2), layers.Dense(2), shape=(6, 4))
+    with pytest.raises(ValueError, match="of rank 3. Received: OrthogonalReg"):
+        regularize(model, keras.regularizers.OrthogonalRegularizer())
+    assert not model.losses
+
+
+def test_attention_with_lora_is_left_out_whole_and_the_rest_is_not():
+    inputs = keras.Input((5, 8))
+    mha = layers.MultiHeadAttention(2, 4, name="mha")
+    model = keras.Model(inputs, layers.Dense(2, name="last")(mha(inputs, inputs)))
+    mha.query_dense.enable_lora(2)
+    with pytest.warns(UserWarning, match="LoRA is enabled"):
+        report = regularize(model, R)
+    assert [row.changed for row in report] == [False] * 4 + [True]
+    assert "left out with mha/query: LoRA" in report[1].note
+    assert mha._kernel_regularizer is None and len(model.losses) == 1
+
+
+def test_deregularize_finds_the_copies_that_keras_made():
+    model = make_model(None, None)
+    regularize(model, R)
+    model.get_layer("h0").enable_lora(2)
+    model.get_layer("h1").quantize("int8")
+    deregularize(model)
+    assert not model.losses
+    assert model.get_layer("h0").kernel_regularizer is None
+    assert model.get_layer("h1").kernel_regularizer is None
+
+
+def test_graphs_that_are_hard_to_read_raise_nothing():
+    inner = sequential(layers.LSTM(3), shape=(None, 4))
+    inputs, mask = keras.Input((5, 4)), keras.Input((5,), dtype="bool")
+    model = keras.Model([inputs, mask], layers.Dense(2)(inner(inputs, mask=mask)))
+    assert all(row.changed for row in regularize(model, R))
+    a = keras.Input((4,))
+    passing = keras.Model(a, [a, layers.Dense(4)(a)])
+    first, second = passing(a)
+    model = keras.Model(a, passing(second) + [first])
+    assert regularize(model, R)[0].changed
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: sequential(
+            layers.TimeDistributed(layers.Dense(3, name="dense")),
+            layers.TimeDistributed(layers.BatchNormalization(name="bn")),
+            layers.Dense(2),
+            shape=(5, 4),
+        ),
+        lambda: sequential(
+            layers.TimeDistributed(
+                sequential(
+                    layers.Dense(3, name="dense"),
+                    layers.BatchNormalization(name="bn"),
+                    shape=(4,),
+                )
+            ),
+            layers.Dense(2),
+            shape=(5, 4),
+        ),
+        lambda: sequential(
+            layers.Dense(3, name="dense", activation=layers.LeakyReLU()),
+            layers.BatchNormalization(name="bn"),
+            layers.Dense(2),
+            shape=(4,),
+        ),
+    ],
+)
+def test_normalization_is_seen_through_wrappers(model):
+    report = regularize(model(), R)
+    assert [row.changed for row in report] == [False, True]
+    assert report[0].note == "normalized by bn"
+
+
+def test_a_graph_inside_a_subclassed_model_is_seen():
+    class Outer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.body = sequential(
+                layers.Dense(3), layers.BatchNormalization(name="bn"), shape=(4,)
+            )
+
+        def call(self, x):
+            return self.body(x)
+
+    model = Outer()
+    model(X)
+    with pytest.warns(UserWarning, match="all were left"):
+        report = regularize(model, R)
+    assert report[0].note == "normalized by bn"
+
+
+def test_the_report_can_be_pickled():
+    report = regularize(make_model(), R)
+    assert str(pickle.loads(pickle.dumps(report))) == str(report)
+
+
+def test_norm_table_of_something_else():
+    with pytest.raises(
+        ValueError, match="Expected a keras.Model. Received: model=None"
+    ):
+        norms.norm_table(None)
