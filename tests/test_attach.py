@@ -155,6 +155,7 @@ def fit(model, **arguments):
 def test_after_a_fit_it_takes_effect_and_the_optimizer_keeps_its_state():
     model = make_model()
     fit(model, epochs=2)
+    model.evaluate(X, X, verbose=0)
     weights = [w.copy() for w in model.get_weights()]
     state = [to_numpy(v.value).copy() for v in model.optimizer.variables]
     assert int(model.optimizer.iterations) == 8
@@ -307,6 +308,13 @@ def test_kernels_before_a_normalization_are_left_out():
     assert all(row.changed for row in report)
     with pytest.warns(UserWarning, match=r"'plain' \(normalized by bn\)"):
         regularize(normalized(), R, layers=["plain", "dense"])
+
+
+def test_an_output_of_the_model_is_not_normalized():
+    inputs = keras.Input((4,))
+    x = layers.Dense(3)(inputs)
+    model = keras.Model(inputs, [x, layers.BatchNormalization()(x)])
+    assert regularize(model, R)[0].changed
 
 
 def test_normalization_is_seen_across_nested_models():
@@ -533,8 +541,11 @@ def test_deregularize_finds_the_copies_that_keras_made():
 def test_graphs_that_are_hard_to_read_raise_nothing():
     inner = sequential(layers.LSTM(3), shape=(None, 4))
     inputs, mask = keras.Input((5, 4)), keras.Input((5,), dtype="bool")
-    model = keras.Model([inputs, mask], layers.Dense(2)(inner(inputs, mask=mask)))
-    assert all(row.changed for row in regularize(model, R))
+    x = inner(layers.Dense(4, name="first")(inputs), mask=mask)
+    model = keras.Model([inputs, mask], layers.Dense(2)(x))
+    report = regularize(model, R)
+    assert all(row.changed for row in report)
+    assert report[0].note == "what it feeds is hidden: may be normalized"
     a = keras.Input((4,))
     passing = keras.Model(a, [a, layers.Dense(4)(a)])
     first, second = passing(a)
@@ -559,6 +570,12 @@ def test_graphs_that_are_hard_to_read_raise_nothing():
                     shape=(4,),
                 )
             ),
+            layers.Dense(2),
+            shape=(5, 4),
+        ),
+        lambda: sequential(
+            layers.TimeDistributed(sequential(layers.Dense(3), shape=(4,))),
+            layers.TimeDistributed(layers.BatchNormalization(name="bn")),
             layers.Dense(2),
             shape=(5, 4),
         ),
