@@ -118,10 +118,14 @@ def regularize(
         elif wanted.get(name) is None:
             notes[name] = "not in `regularizer`"
         else:
-            why = _why_not(kernel, graph, include_normalized, replace, by_name)
+            normalization = graph.normalization_of(kernel.layer, kernel.parents)
+            takes_any = include_normalized or normalization in (None, "?")
+            why = _why_not(
+                kernel, None if takes_any else normalization, replace, by_name
+            )
             if why is None:
                 plan[name] = wanted[name]
-                notes[name] = _note(kernel, graph, model)
+                notes[name] = _note(kernel, normalization, model)
             else:
                 notes[name], is_default = why
                 if by_name or not is_default:
@@ -237,7 +241,7 @@ def _as_regularizer(value, name, or_none=False):
     return value
 
 
-def _why_not(kernel, graph, include_normalized, replace, by_name):
+def _why_not(kernel, barring_normalization, replace, by_name):
     """Returns the reason to leave a kernel out and whether it is a default one."""
     layer = kernel.layer
     if getattr(layer, "lora_enabled", False):
@@ -250,19 +254,17 @@ def _why_not(kernel, graph, include_normalized, replace, by_name):
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
         return f"has {format_regularizer(old)} already: replace=True", False
-    normalization = graph.normalization_of(layer, kernel.parents)
-    if normalization not in (None, "?") and not include_normalized:
-        return f"normalized by {normalization}", True
+    if barring_normalization is not None:
+        return f"normalized by {barring_normalization}", True
     return None
 
 
-def _note(kernel, graph, model):
+def _note(kernel, normalization, model):
     notes = []
     if kernel.regularizer is not None:
         notes.append(f"was {format_regularizer(kernel.regularizer)}")
     if not kernel.variable.trainable:
         notes.append("frozen: counts once it is trainable")
-    normalization = graph.normalization_of(kernel.layer, kernel.parents)
     if normalization == "?":
         notes.append("what it feeds is hidden: may be normalized")
     elif normalization is not None:

@@ -298,7 +298,10 @@ def host_norm(variable):
 
     For a single look: it brings the whole variable to the host, but compiles nothing.
     """
-    value = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
+    value = variable.value
+    if variable.dtype != "float64":  # NumPy has no bfloat16
+        value = keras.ops.cast(value, "float32")
+    value = keras.ops.convert_to_numpy(value)
     return math.sqrt(np.sum(np.square(value, dtype="float64")))
 
 

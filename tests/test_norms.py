@@ -277,3 +277,12 @@ def test_norm_table_of_a_dead_kernel_makes_no_noise(recwarn):
 def test_norm_table_of_a_model_that_is_not_built():
     with pytest.raises(ValueError, match="argument `model`. Expected a built model"):
         norms.norm_table(keras.Sequential([layers.Dense(2)]))
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="has no float64 variables by default")
+def test_norm_table_keeps_float64():
+    dense = layers.Dense(4, dtype="float64")
+    model = keras.Sequential([keras.Input((4,), dtype="float64"), dense])
+    dense.kernel.assign(np.full((4, 4), 1.0 + 1e-12))
+    (row,) = norms.norm_table(model, print_fn=None)
+    assert row.norm == pytest.approx(4.0 + 4e-12, rel=1e-14) and row.norm != 4.0
