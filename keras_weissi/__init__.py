@@ -1,9 +1,26 @@
 """Weight-scale-shift-invariant regularization for Keras 3."""
 
 from keras_weissi.attach import deregularize, regularize
-from keras_weissi.callbacks import NormLogger
+from keras_weissi.callbacks import NormLogger, ScaleBalancer
 from keras_weissi.norms import norm_table
 from keras_weissi.regularizers import WEISSI
+from keras_weissi.symmetry import (
+    balance_scales,
+    invariant_coefficients,
+    scale_groups,
+    shift_scales,
+)
 
-__all__ = ["NormLogger", "WEISSI", "deregularize", "norm_table", "regularize"]
+__all__ = [
+    "NormLogger",
+    "ScaleBalancer",
+    "WEISSI",
+    "balance_scales",
+    "deregularize",
+    "invariant_coefficients",
+    "norm_table",
+    "regularize",
+    "scale_groups",
+    "shift_scales",
+]
 __version__ = "0.1.0"

@@ -12,14 +12,14 @@ import warnings
 import keras
 
 from keras_weissi.graph import Graph, is_of_keras
-from keras_weissi.norms import (
-    host_norm,
-    kernels_of_built,
-    layers_of,
+from keras_weissi.norms import gammas, host_norm, kernels_of_built, layers_of
+from keras_weissi.regularizers import WEISSI
+from keras_weissi.selection import (
+    names_in,
+    regularizers_by_kernel,
     select_kernels,
     validate_selection,
 )
-from keras_weissi.regularizers import WEISSI
 from keras_weissi.tables import (
     KernelTable,
     format_norm,
@@ -70,7 +70,8 @@ def regularize(
     Left out are kernels straight before a normalization layer, whose scale is
     normalized away, and embeddings; kernels that have another regularizer; and
     quantized kernels and those with LoRA enabled. The report says so for each, and a
-    warning does if the call asked for them.
+    warning does if the call asked for them. A normalization layer that is named gets
+    the regularizer on its gamma, see `invariant_coefficients`.
 
     Args:
         model: A built `keras.Model`, the one that is compiled and fitted.
@@ -103,11 +104,12 @@ def regularize(
     ([True], 1)
     """
     found = kernels_of_built(model, everything=True)
+    found += _named_gammas(model, found, layers, regularizer)
     asked_for = None
     if layers is not None:
         validate_selection(layers)
         asked_for = {kernel.name for kernel in select_kernels(found, layers)}
-    wanted = _regularizers_by_kernel(regularizer, found)
+    wanted = regularizers_by_kernel(regularizer, found)
     by_name = asked_for is not None or isinstance(regularizer, dict)
     graph = Graph(layers_of(model))
     plan, notes, refused = {}, {}, []
@@ -175,70 +177,16 @@ def deregularize(model):
     return _report(found, names, notes)
 
 
-def _regularizers_by_kernel(regularizer, found):
-    """Returns a dict from the names of kernels to regularizers or `None`."""
-    if isinstance(regularizer, dict):
-        if not regularizer or not all(isinstance(name, str) for name in regularizer):
-            raise ValueError(
-                "Invalid value for argument `regularizer`. Expected the keys of the "
-                f"dict to be names of layers. Received: keys {list(regularizer)}"
-            )
-        wanted, ranks = {}, {}
-        for name, value in regularizer.items():
-            value = _as_regularizer(value, f"regularizer[{name!r}]")
-            for kernel in select_kernels(found, [name], "regularizer"):
-                rank = _specificity(name, kernel)
-                if rank > ranks.get(kernel.name, -1):
-                    wanted[kernel.name], ranks[kernel.name] = value, rank
-        return wanted
-    if isinstance(regularizer, (str, keras.regularizers.Regularizer)):
-        value = _as_regularizer(regularizer, "regularizer")
-        return {kernel.name: value for kernel in found}
-    if callable(regularizer) and not isinstance(regularizer, type):
-        return {
-            kernel.name: _as_regularizer(
-                regularizer(kernel.layer),
-                f"regularizer, called on layer {kernel.layer.name!r}",
-                or_none=True,
-            )
-            for kernel in found
-        }
-    raise ValueError(
-        "Invalid value for argument `regularizer`. Expected a "
-        "keras.regularizers.Regularizer, a dict of them by layer name, or a function "
-        f"from a layer to one. Received: regularizer={regularizer!r}"
-    )
-
-
-def _specificity(name, kernel):
-    """Ranks what a name says of a kernel: the closer to the kernel, the higher."""
-    if name == kernel.name:
-        return len(kernel.parents) + 3
-    if name == kernel.layer.name:
-        return len(kernel.parents) + 2
-    if kernel.name.startswith(f"{name}/"):
-        return name.count("/") + 1
-    return 1 + [parent.name for parent in kernel.parents].index(name)
-
-
-def _as_regularizer(value, name, or_none=False):
-    if value is None and or_none:
-        return None
-    if isinstance(value, str):
-        value = keras.regularizers.get(value)
-    if not isinstance(value, keras.regularizers.Regularizer):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a "
-            f"keras.regularizers.Regularizer. Received: {value!r}"
-        )
-    try:
-        value.get_config()
-    except NotImplementedError as error:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a regularizer with a "
-            f"`get_config`, without which it cannot be saved. Received: {value!r}"
-        ) from error
-    return value
+def _named_gammas(model, found, layers, regularizer):
+    """Lists the gammas of those normalization layers that the user calls by name."""
+    named = [*names_in(layers), *(regularizer if isinstance(regularizer, dict) else ())]
+    known = {id(kernel.variable) for kernel in found}
+    return [
+        gamma
+        for gamma in (gammas(model) if named else ())
+        if id(gamma.variable) not in known
+        and any(name in (gamma.name, gamma.layer.name, gamma.layer) for name in named)
+    ]
 
 
 def _why_not(kernel, barring_normalization, replace, by_name):

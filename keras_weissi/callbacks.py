@@ -1,18 +1,22 @@
-"""Callbacks that show, during `fit`, what the regularizer does to the weights."""
+"""Callbacks for `fit`: one shows the norms of the kernels, one keeps them balanced."""
 
 import collections
-import csv
+import math
 import numbers
-import os
 import threading
 import warnings
 
 import keras
 import numpy as np
 
-from keras_weissi.norms import kernels, select_kernels, validate_selection
+from keras_weissi.groups import scale_groups
+from keras_weissi.norms import kernels
 from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI
+from keras_weissi.rescaling import state_of
+from keras_weissi.selection import select_kernels, validate_selection
+from keras_weissi.symmetry import balance
+from keras_weissi.tables import write_csv
 
 
 class NormLogger(keras.callbacks.ProgbarLogger):
@@ -199,22 +203,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                 "There is nothing to write yet. Expected the logger to be among the "
                 "`callbacks` of a `fit` before."
             )
-        columns = list(dict.fromkeys(key for row in self.record for key in row))
-        path = os.path.abspath(path)
-        folder = os.path.dirname(path)
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(f"Cannot write {path}: there is no folder {folder}")
-        temporary = f"{path}.{os.getpid()}.tmp"
-        try:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.record)
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+        write_csv(self.record, path)
 
     def _prepare(self, last_chance=False):
         model = self.model
@@ -310,3 +299,97 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         if (what, name) not in self._warned:
             self._warned.add((what, name))
             warnings.warn(message, stacklevel=2)
+
+
+class ScaleBalancer(keras.callbacks.Callback):
+    """Balances the norms of the kernels every few epochs, see `balance_scales`.
+
+    Under the log penalty every kernel loses `norm(W) ** 2` at the same rate, so that
+    the smallest collapses first. Balancing shifts scale to it from the others, which
+    changes neither what the model computes nor, where `WEISSI` is invariant, the
+    penalty. What the optimizer remembers is carried along.
+
+    At the end of every epoch it adds to `logs`
+
+    - `scale_shift`: the largest `abs(log(c))` of the factors `c` that it multiplied a
+      kernel by; 0 in an epoch in which it was not due.
+
+    It does so at the end of an epoch, after the validation. A `NormLogger`, a
+    `ModelCheckpoint` and the like see the balanced weights if they stand after it in
+    `callbacks`.
+
+    Args:
+        every: int. Balances after so many epochs, counted from the first of the model:
+            after epochs `every`, `2 * every`, and so on. Defaults to `1`.
+
+    Attributes:
+        record: List of dicts, one each time it balanced, through later calls of `fit`
+            as well: `epoch`, the number of epochs completed; `scale_shift`; and for
+            each kernel `before/<name>` and `after/<name>`, its norm.
+
+    Raises:
+        ValueError: If an argument is invalid; or, when `fit` begins, if the model is a
+            subclassed one, or if it is not known how the state of its optimizer scales.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_weissi import WEISSI, ScaleBalancer
+    >>> weissi = {"kernel_regularizer": WEISSI(0.01)}
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras.layers.Dense(8, "relu", name="hidden", **weissi),
+    ...     keras.layers.Dense(1, name="logits", **weissi),
+    ... ])
+    >>> model.compile("sgd", "mse")
+    >>> x = np.ones((8, 3), "float32")
+    >>> balancer = ScaleBalancer()
+    >>> history = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[balancer])
+    >>> last = balancer.record[-1]
+    >>> bool(np.isclose(last["after/hidden"], last["after/logits"]))
+    True
+    """
+
+    # Nothing is read or changed between batches.
+    async_safe = True
+
+    def __init__(self, every=1):
+        super().__init__()
+        is_count = isinstance(every, numbers.Integral) and not isinstance(every, bool)
+        if not is_count or every < 1:
+            raise ValueError(
+                "Invalid value for argument `every`. Expected a positive int. "
+                f"Received: every={every!r}"
+            )
+        self.every = every
+        self.record = []
+        self._groups = None
+
+    def __getstate__(self):
+        # The groups hold the layers of the model, and are found again.
+        return {**self.__dict__, "_groups": None}
+
+    def on_train_begin(self, logs=None):
+        """Finds the scale groups, and raises if the model cannot be balanced."""
+        model = self.model
+        # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
+        self._groups = scale_groups(model) if model.built else None
+        state_of(model.optimizer)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Balances the model if it is due, and says so in `logs`."""
+        logs = {} if logs is None else logs
+        logs["scale_shift"] = 0.0
+        if (epoch + 1) % self.every:
+            return
+        model = self.model  # on JAX, brings the state of training to the model
+        if self._groups is None:
+            self._groups = scale_groups(model)
+        rows = balance(model, self._groups)
+        shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
+        logs["scale_shift"] = shift
+        record = {"epoch": epoch + 1, "scale_shift": shift}
+        for row in rows:
+            record[f"before/{row.name}"] = row.before
+            record[f"after/{row.name}"] = row.after
+        self.record.append(record)

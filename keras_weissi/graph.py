@@ -8,20 +8,7 @@ import collections
 
 import keras
 
-_NORMALIZATIONS = tuple(
-    getattr(keras.layers, name)
-    for name in (
-        "BatchNormalization",
-        "LayerNormalization",
-        "GroupNormalization",
-        "UnitNormalization",
-        "RMSNormalization",  # since Keras 3.9
-    )
-    if hasattr(keras.layers, name)
-)
-# With one of these, a layer that scales its kernel and bias scales its output.
-_HOMOGENEOUS_ACTIVATIONS = ("linear", "relu", "leaky_relu")
-
+from keras_weissi.homogeneity import NORMALIZATIONS, is_homogeneous
 
 _OUTSIDE = "outside of the model"
 _HIDDEN = "a layer that Keras does not show"
@@ -32,16 +19,21 @@ class Graph:
 
     Args:
         layers: List of a built `keras.Model` and all layers inside it.
+
+    Attributes:
+        root: the `keras.Function` of the model, or `None` if Keras shows none.
+        functions: list of the functions of the model and of those inside it.
     """
 
     def __init__(self, layers):
-        self._root = _function_of(layers[0])
+        self.root = inner_function(layers[0])
+        self.functions = []
         self._consumers = collections.defaultdict(list)
         self._callers = collections.defaultdict(list)
         self._calls = collections.defaultdict(list)
         seen = set()
         for layer in layers:
-            function = _function_of(layer)
+            function = inner_function(layer)
             if function is not None:
                 self._add(function, seen)
 
@@ -65,10 +57,10 @@ class Graph:
         else:
             outer = layer
         if outer not in self:
-            around = [p for p in parents if _function_of(p) is None]
-            visible = self._root is not None and around
+            around = [p for p in parents if inner_function(p) is None]
+            visible = self.root is not None and around
             return None if visible and all(map(is_of_keras, around)) else "?"
-        if not _is_homogeneous(getattr(layer, "activation", None)):
+        if not is_homogeneous(getattr(layer, "activation", None)):
             return None
         consumers = [
             consumer
@@ -76,7 +68,7 @@ class Graph:
             for tensor in node.output_tensors
             for consumer in self._consumers_of(function, tensor, set())
         ]
-        normalizations = [c for c in consumers if isinstance(c, _NORMALIZATIONS)]
+        normalizations = [c for c in consumers if isinstance(c, NORMALIZATIONS)]
         hidden = [c for c in consumers if c is _HIDDEN]
         if not consumers or len(normalizations) + len(hidden) < len(consumers):
             return None
@@ -89,11 +81,12 @@ class Graph:
         if id(function) in seen:
             return
         seen.add(id(function))
-        for node in _nodes(function):
+        self.functions.append(function)
+        for node in nodes_of(function):
             self._calls[id(node.operation)].append((function, node))
             for tensor in node.input_tensors:
                 self._consumers[id(function), id(tensor)].append(node)
-            inner = _function_of(node.operation)
+            inner = inner_function(node.operation)
             if inner is not None:
                 self._callers[id(inner)].append((function, node))
                 self._add(inner, seen)
@@ -105,19 +98,19 @@ class Graph:
         seen.add((id(function), id(tensor)))
         found = []
         for node in self._consumers[id(function), id(tensor)]:
-            inner = _function_of(node.operation)
+            inner = inner_function(node.operation)
             if inner is None:
-                found.append(_unwrapped(node.operation))
-            elif len(node.input_tensors) != len(inner.inputs):
-                found.append(_HIDDEN)  # a mask among the arguments, for one
+                found.append(unwrapped(node.operation))
+            elif (entries := entries_of(node, inner)) is None:
+                found.append(_HIDDEN)
             else:
-                for outer, entry in zip(node.input_tensors, inner.inputs, strict=True):
+                for outer, entry in entries:
                     if outer is tensor:
                         found += self._consumers_of(inner, entry, seen)
         for position, output in enumerate(function.outputs):
             if output is tensor:
                 callers = self._callers[id(function)]
-                if function is self._root:
+                if function is self.root:
                     found.append(_OUTSIDE)
                 elif not callers:
                     found.append(_HIDDEN)
@@ -136,33 +129,59 @@ def is_of_keras(layer):
     return type(layer).__module__.split(".")[0] == "keras"
 
 
-def _unwrapped(layer):
-    while isinstance(layer, keras.layers.TimeDistributed):
+def unwrapped(layer):
+    """Returns the layer that a `TimeDistributed` applies, or the layer itself."""
+    while type(layer) is keras.layers.TimeDistributed:
         layer = layer.layer
     return layer
 
 
-def _is_homogeneous(activation):
-    if activation is None or isinstance(activation, keras.layers.LeakyReLU):
-        return True
-    if isinstance(activation, keras.layers.ReLU):
-        return activation.max_value is None and not activation.threshold
-    return getattr(activation, "__name__", "") in _HOMOGENEOUS_ACTIVATIONS
+def inner_function(layer):
+    """Returns the `keras.Function` that a layer applies, or `None` if it has none.
+
+    A class with a `call` of its own may do something else with its layers.
+    """
+    layer = unwrapped(layer)
+    if not isinstance(layer, (keras.Function, keras.Sequential)):
+        return None
+    classes = type(layer).__mro__
+    definer = next(c for c in classes if "call" in vars(c))
+    if definer.__module__.split(".")[0] != "keras":
+        return None
+    return _functional_of(layer) if isinstance(layer, keras.Sequential) else layer
 
 
-# The two private touches: Keras publishes neither the calls that make up a graph, nor
-# the Functional model inside a Sequential one.
+# The private touches: Keras publishes neither the calls that make up a graph, nor the
+# Functional model inside a Sequential one, nor how the inputs of a model are arranged.
 
 
-def _nodes(function):
+def nodes_of(function):
+    """Lists the calls inside a function, each after those whose output it takes."""
     by_depth = function._nodes_by_depth
     return [
         node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
     ]
 
 
-def _function_of(layer):
-    layer = _unwrapped(layer)
-    if isinstance(layer, keras.Sequential):
-        return layer._functional if layer.built else None
-    return layer if isinstance(layer, keras.Function) else None
+def entries_of(node, function):
+    """Pairs the tensors that a call passes to a function with the function's inputs.
+
+    Returns:
+        List of pairs, or `None` if it is not clear what becomes what: with a mask
+        among the arguments, for one, or a dict where there was a list.
+    """
+    if len(node.input_tensors) != len(function.inputs):
+        return None
+    if len(function.inputs) > 1:
+        structures = (node.arguments.args[:1], (function._inputs_struct,))
+        try:
+            keras.tree.assert_same_structure(
+                *(keras.tree.lists_to_tuples(s) for s in structures)
+            )
+        except (TypeError, ValueError):
+            return None
+    return list(zip(node.input_tensors, function.inputs, strict=True))
+
+
+def _functional_of(sequential):
+    return sequential._functional if sequential.built else None

@@ -5,7 +5,6 @@ the only one that walks over the layers of a model.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_weissi.graph import Graph
+from keras_weissi.homogeneity import gamma_of
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.tables import (
     KernelTable,
@@ -21,6 +21,8 @@ from keras_weissi.tables import (
     format_shape,
     format_share,
 )
+
+_CHUNK = 2**18  # elements: 2 MB of float64, which a processor's cache holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +78,12 @@ def kernels(model, everything=False):
     >>> [kernel.name for kernel in norms.kernels(model)]
     ['backbone/conv', 'lstm/lstm_cell/kernel', 'lstm/lstm_cell/recurrent_kernel']
     """
-    found = []
-    names = set()
-    for layer, parents, variables in _own_variables(model):
-        own = [v for v in variables if _is_kernel(v, everything)]
-        path = [part.name for part in (*parents, layer) if part is not model]
-        for variable in own:
-            parts = [*path, variable.name] if len(own) > 1 or not path else path
-            name = base = "/".join(map(_clean, parts))
-            count = 1
-            while name in names:
-                name = f"{base}_{count}"
-                count += 1
-            names.add(name)
-            found.append(Kernel(name, layer, variable, parents))
-    return found
+    return _named(model, lambda layer, variable: _is_kernel(variable, everything))
+
+
+def gammas(model):
+    """Lists, as `kernels` does, what the normalization layers scale their output by."""
+    return _named(model, lambda layer, variable: variable is gamma_of(layer))
 
 
 def kernels_of_built(model, everything=False):
@@ -122,91 +115,6 @@ def layers_of(model):
 
     visit(model)
     return list(found.values())
-
-
-def select_kernels(candidates, layers, argument="layers"):
-    """Narrows a list of kernels down to those of the layers asked for.
-
-    Args:
-        candidates: List of `Kernel`.
-        layers: Name or list of names, each of a layer (or a layer around it) or the
-            first part of a kernel's name, or the layers themselves; or a class or
-            tuple of classes of layers; or a function from the layer that owns a kernel
-            to a bool.
-        argument: str, what the caller calls `layers`. Defaults to `"layers"`.
-
-    Returns:
-        List of `Kernel`, in the order of `candidates`.
-
-    Raises:
-        ValueError: If a name, the classes or the function match no kernel.
-    """
-    if isinstance(layers, (str, keras.Layer)):
-        layers = [layers]
-    if _is_names(layers):
-        chosen = [_kernels_called(name, candidates, argument) for name in layers]
-        names = {kernel.name for kernels in chosen for kernel in kernels}
-        return [kernel for kernel in candidates if kernel.name in names]
-    if _is_classes(layers):
-        chosen = [
-            kernel
-            for kernel in candidates
-            if any(isinstance(part, layers) for part in (*kernel.parents, kernel.layer))
-        ]
-        expected = "classes of layers with a kernel"
-    else:
-        chosen = [kernel for kernel in candidates if layers(kernel.layer)]
-        expected = "a function that is true for at least one layer with a kernel"
-    if not chosen:
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected {expected}. "
-            f"Received: {argument}={layers}"
-        )
-    return chosen
-
-
-def validate_selection(layers):
-    """Raises a `ValueError` unless `select_kernels` understands `layers`."""
-    single = isinstance(layers, (str, keras.Layer))
-    known = single or _is_names(layers) or _is_classes(layers)
-    if not (known or callable(layers)):
-        raise ValueError(
-            "Invalid value for argument `layers`. Expected a name, a non-empty list of "
-            "names, a class of layers, a function from a layer to a bool, or None. "
-            f"Received: layers={layers!r}"
-        )
-
-
-def _is_names(layers):
-    is_collection = isinstance(layers, (list, tuple, set, frozenset))
-    return (
-        is_collection
-        and bool(layers)
-        and all(isinstance(name, (str, keras.Layer)) for name in layers)
-    )
-
-
-def _is_classes(layers):
-    classes = layers if isinstance(layers, tuple) else (layers,)
-    return bool(classes) and all(isinstance(c, type) for c in classes)
-
-
-def _kernels_called(name, candidates, argument):
-    matches = [
-        kernel
-        for kernel in candidates
-        if kernel.name == name
-        or kernel.name.startswith(f"{name}/")
-        or any(name in (part, part.name) for part in (*kernel.parents, kernel.layer))
-    ]
-    if not matches:
-        known = {k.name for k in candidates} | {k.layer.name for k in candidates}
-        near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected names of layers that "
-            f"have a kernel, such as {near}. Received: {name!r}"
-        )
-    return matches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,12 +205,22 @@ def host_norm(variable):
     """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 
     For a single look: it brings the whole variable to the host, but compiles nothing.
+    The float64 copy is made piece by piece, so that a large kernel needs no second one.
     """
+    flat = host_value(variable).reshape(-1)
+    squares = 0.0
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK].astype("float64")
+        squares += float(chunk @ chunk)
+    return math.sqrt(squares)
+
+
+def host_value(variable):
+    """Returns the value of a variable as a float32 or float64 NumPy array."""
     value = variable.value
     if variable.dtype != "float64":  # NumPy has no bfloat16
         value = keras.ops.cast(value, "float32")
-    value = keras.ops.convert_to_numpy(value)
-    return math.sqrt(np.sum(np.square(value, dtype="float64")))
+    return keras.ops.convert_to_numpy(value)
 
 
 def _sublayers(layer):
@@ -325,6 +243,24 @@ def _own_variables(layer, parents=(), seen=None, is_model=True):
     for sub in sublayers:
         around = parents if is_model else (*parents, layer)
         yield from _own_variables(sub, around, seen, is_model=False)
+
+
+def _named(model, is_wanted):
+    found = []
+    names = set()
+    for layer, parents, variables in _own_variables(model):
+        own = [v for v in variables if is_wanted(layer, v)]
+        path = [part.name for part in (*parents, layer) if part is not model]
+        for variable in own:
+            parts = [*path, variable.name] if len(own) > 1 or not path else path
+            name = base = "/".join(map(_clean, parts))
+            count = 1
+            while name in names:
+                name = f"{base}_{count}"
+                count += 1
+            names.add(name)
+            found.append(Kernel(name, layer, variable, parents))
+    return found
 
 
 def _is_kernel(variable, everything):

@@ -1,7 +1,9 @@
 """Tables of kernels, to be printed and to be read by a program."""
 
+import csv
 import dataclasses
 import io
+import os
 
 # Wide enough for the longest names of `keras.applications`; a terminal may wrap.
 _WIDTH = 160
@@ -36,11 +38,9 @@ class KernelTable(list):
         from rich.table import Table
 
         table = Table()
-        for name in self._columns:
-            right = name in ("norm", "share")
-            table.add_column(
-                name, justify="right" if right else "left", overflow="fold"
-            )
+        for name, fmt in self._columns.items():
+            justify = "right" if fmt in (format_norm, format_share) else "left"
+            table.add_column(name, justify=justify, overflow="fold")
         for row in self:
             cells = (fmt(getattr(row, name)) for name, fmt in self._columns.items())
             table.add_row(*cells)
@@ -52,6 +52,34 @@ class KernelTable(list):
         return file.getvalue().rstrip()
 
     __repr__ = __str__
+
+
+def write_csv(rows, path):
+    """Writes a list of dicts to a CSV file, which is replaced in one go.
+
+    Args:
+        rows: List of dicts, a row each; they need not have the same keys.
+        path: str or path-like.
+
+    Raises:
+        OSError: If the file cannot be written. An old one is left whole.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    path = os.path.abspath(path)
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"Cannot write {path}: there is no folder {folder}")
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
 
 
 def format_regularizer(regularizer):
@@ -72,7 +100,7 @@ def format_regularizer(regularizer):
 
 
 def format_norm(norm):
-    """Formats a norm with four digits."""
+    """Formats a norm, or a factor of one, with four digits."""
     return f"{norm:.4g}"
 
 

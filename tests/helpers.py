@@ -95,3 +95,23 @@ def numeric_gradient(function, w, step=1e-6):
         gradient[index] = (above - function(w)) / (2 * step)
         w[index] = middle
     return gradient
+
+
+def weights_of(model):
+    """Copies of all weights, in float64 (half precision fits into it)."""
+    return [to_numpy(keras.ops.cast(v.value, _wide(v))) + 0.0 for v in model.weights]
+
+
+def _wide(variable):
+    return "float64" if variable.dtype == "float64" else "float32"
+
+
+def outputs_of(model, x):
+    """All outputs of a model at inference, joined into one vector."""
+    outputs = keras.tree.flatten(model(x, training=False))
+    return np.concatenate([to_numpy(y).ravel() for y in outputs])
+
+
+def relative_error(actual, expected):
+    """The largest difference over the largest value."""
+    return np.abs(actual - expected).max() / np.abs(expected).max()

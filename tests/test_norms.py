@@ -210,38 +210,6 @@ def test_norms_of_other_dtypes(dtype):
     assert penalty == pytest.approx(0.1 * np.log(1200) + 0.01 * 400, rel=1e-6)
 
 
-def test_selection_by_name_and_by_function(mixed):
-    found = norms.kernels(mixed)
-
-    def selected(layers):
-        return [kernel.name for kernel in norms.select_kernels(found, layers)]
-
-    assert selected("both") == ["both"]
-    assert selected(["plain", "log"]) == ["log", "plain"]
-    assert selected(lambda layer: layer.units == 16) == ["log", "both"]
-    with pytest.raises(
-        ValueError, match=r"argument `layers`.*'plain'.*Received: 'plan'"
-    ):
-        selected(["log", "plan"])
-    with pytest.raises(ValueError, match="true for at least one layer"):
-        selected(lambda layer: False)
-
-
-def test_selection_reaches_into_nested_models():
-    inner = keras.Sequential(
-        [keras.Input((4,)), layers.Dense(4, name="a"), layers.Dense(4, name="b")],
-        name="inner",
-    )
-    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2, name="c")])
-    found = norms.kernels(model)
-    assert [k.name for k in norms.select_kernels(found, "inner")] == [
-        "inner/a",
-        "inner/b",
-    ]
-    assert [k.name for k in norms.select_kernels(found, "inner/b")] == ["inner/b"]
-    assert [k.name for k in norms.select_kernels(found, "b")] == ["inner/b"]
-
-
 def test_norm_table_prints_and_returns():
     model = keras.Sequential(
         [

@@ -1,0 +1,220 @@
+"""How much of the penalty each kernel has to bear for the sum to be invariant."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_weissi.graph import Graph
+from keras_weissi.groups import scale_groups
+from keras_weissi.norms import kernels, layers_of
+from keras_weissi.solve import GROUND, nearest_flow
+from keras_weissi.tables import KernelTable, format_norm
+
+_LEFT_OUT = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CoefficientRow:
+    """One row of the table of `InvariantCoefficients`.
+
+    Attributes:
+        name: str, the name of the kernel, or of the normalization with the gamma.
+        coefficient: float; 0 for one that is to be left out.
+        note: str, why.
+    """
+
+    name: str
+    coefficient: float
+    note: str
+
+
+class InvariantCoefficients(dict):
+    """Coefficients by the names of layers, as `invariant_coefficients` returns them.
+
+    Its items are the layers that bear a penalty. Of those to be left out, the
+    coefficient is 0 if it is asked for. Prints as a table with a plain statement.
+
+    Attributes:
+        plain_is_invariant: bool, whether the sum of the log norms of the kernels,
+            each with coefficient 1, is invariant on the model.
+        statement: str, says so in words, with the reason.
+        table: `KernelTable` of `CoefficientRow`.
+    """
+
+    def __init__(self, coefficients, others, plain_is_invariant, statement, table):
+        super().__init__(coefficients)
+        self._others = others
+        self.plain_is_invariant = plain_is_invariant
+        self.statement = statement
+        self.table = table
+
+    def __missing__(self, name):
+        found = set(self._others.get(name, ()))
+        if len(found) == 1:
+            return found.pop()
+        if found:
+            raise KeyError(
+                f"several layers are called {name!r}: ask by the names in the table"
+            )
+        raise KeyError(f"no layer with a kernel is called {name!r}")
+
+    def __str__(self):
+        return f"{self.table}\n{self.statement}"
+
+    __repr__ = __str__
+
+
+def invariant_coefficients(model, include_normalized=False):
+    """Finds the coefficients with which a penalty on log norms is invariant.
+
+    The sum `sum_l c_l * log(norm(W_l))` is invariant to shifts of scale if, and only
+    if, the coefficients of the kernels that lead into a tensor and of those that lead
+    out of it sum to the same, wherever the scale of the tensor is free. These are the
+    positive ones that are nearest to 1. In a chain of layers, and in a residual network
+    with identity shortcuts, all are 1; with projection shortcuts they are not.
+
+    The gamma of a normalization can take up the scale of the kernels behind it, so it
+    needs a coefficient, too. `regularize` puts a penalty on it if it is named.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`.
+        include_normalized: bool, as for `regularize`: whether kernels straight before a
+            normalization layer bear a penalty. Defaults to `False`.
+
+    Returns:
+        `InvariantCoefficients`, a dict from the names of layers to floats. Layers with
+        the same name in nested models go by the names of their kernels, such as
+        `"backbone/conv"`. It prints as a table, with a statement on whether `WEISSI`
+        is invariant on this model without it.
+
+    Raises:
+        ValueError: If the model is not built, or a subclassed one.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import WEISSI, invariant_coefficients, regularize
+    >>> x = inputs = keras.Input((4,))
+    >>> x = keras.layers.Dense(4, "relu", name="stem")(x)
+    >>> shortcut = keras.layers.Dense(4, name="projection")(x)
+    >>> x = keras.layers.Dense(4, name="residual")(x)
+    >>> x = keras.layers.Add()([x, shortcut])
+    >>> model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+    >>> c = invariant_coefficients(model)
+    >>> {name: round(value, 2) for name, value in c.items()}
+    {'stem': 1.2, 'projection': 0.6, 'residual': 0.6, 'logits': 1.2}
+    >>> c.plain_is_invariant
+    False
+    >>> weighted = lambda layer: WEISSI(0.1 * c[layer.name])
+    >>> report = regularize(model, weighted, layers=list(c))
+    """
+    groups = scale_groups(model)
+    graph = Graph(layers_of(model))
+    edges = groups.edges
+    normalized_by = [
+        None
+        if edge.is_gamma or include_normalized
+        else graph.normalization_of(edge.kernel.layer, edge.kernel.parents)
+        for edge in edges
+    ]
+    chosen = np.array([name in (None, "?") for name in normalized_by], bool)
+    plain = chosen & ~np.array([edge.is_gamma for edge in edges], bool)
+    reasons = _unbalanced(groups, chosen, plain)
+    if reasons:
+        # A gamma that feeds something pinned can take up no scale.
+        fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
+        flow = nearest_flow(*groups.ends(), plain | (chosen & fed))
+    else:
+        flow = plain.astype("float64")
+    rows = []
+    for edge, coefficient, normalization in zip(
+        edges, flow.tolist(), normalized_by, strict=True
+    ):
+        note = ""
+        if normalization not in (None, "?"):
+            note = f"left out: normalized by {normalization}"
+        elif coefficient == _LEFT_OUT and not edge.is_gamma:
+            note = "left out: others that are left out can take up its scale"
+        elif coefficient == _LEFT_OUT:
+            note = "not needed: no kernel behind it bears a penalty"
+        name = edge.kernel.name + (" (gamma)" if edge.is_gamma else "")
+        rows.append((edge.kernel, CoefficientRow(name, coefficient, note)))
+    known = {id(edge.kernel.variable) for edge in edges}
+    for kernel in kernels(model, everything=True):
+        if id(kernel.variable) not in known:
+            row = CoefficientRow(kernel.name, 1.0, "its layer lets no scale pass")
+            rows.append((kernel, row))
+    needed = [
+        e.kernel.name for e, c in zip(edges, flow, strict=True) if e.is_gamma and c
+    ]
+    statement = _statement(reasons, needed)
+    table = KernelTable(
+        [row for _, row in rows],
+        {"name": str, "coefficient": format_norm, "note": str},
+    )
+    return InvariantCoefficients(*_by_name(rows), not reasons, statement, table)
+
+
+def _by_name(rows):
+    """Returns a dict of what bears a penalty, and one of lists by any other name."""
+    layers = {}
+    for kernel, _ in rows:
+        layers.setdefault(kernel.layer.name, set()).add(id(kernel.layer))
+    coefficients, others = {}, {}
+    for kernel, row in rows:
+        names = [kernel.layer.name, kernel.name]
+        key = names[len(layers[kernel.layer.name]) > 1]
+        if row.coefficient != _LEFT_OUT:
+            coefficients[key] = row.coefficient
+        for name in names:
+            others.setdefault(name, []).append(row.coefficient)
+    return coefficients, others
+
+
+def _unbalanced(groups, chosen, plain):
+    """Lists the groups that as many plain kernels do not lead to as lead away from."""
+    _, sources, targets = groups.ends()
+    names = [repr(edge.kernel.name) for edge in groups.edges]
+    reasons = []
+    for node, group in enumerate(groups.free, GROUND + 1):
+        enters = (targets == node) & (sources != node)
+        leaves = (sources == node) & (targets != node)
+        into, out = np.flatnonzero(plain & enters), np.flatnonzero(plain & leaves)
+        if len(into) == len(out):
+            continue
+        reason = (
+            f"{_listed(names, into)} before and {_listed(names, out)} after the "
+            f"outputs of {group.layers[0]!r}"
+        )
+        gammas = np.flatnonzero(chosen & ~plain & enters)
+        if len(gammas):
+            reason += f", which the gamma of {_listed(names, gammas)} scales as well"
+        left_out = np.flatnonzero(~chosen & (enters | leaves))
+        if len(left_out):
+            reason += f", next to {_listed(names, left_out)}, without a penalty"
+        reasons.append(reason)
+    return reasons
+
+
+def _statement(reasons, gammas):
+    """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
+    if not reasons:
+        return "Plain WEISSI, with coefficient 1 on each kernel, is invariant."
+    more = f" (and in {len(reasons) - 1} more places)" if reasons[1:] else ""
+    statement = (
+        "Plain WEISSI, with coefficient 1 on each kernel, is not invariant: scale can "
+        f"be shifted between {reasons[0]}{more}. With these coefficients it is"
+    )
+    if gammas:
+        statement += (
+            f", if each gamma bears its own: the `layers` of `regularize` have to name "
+            f"{_listed(list(map(repr, gammas)), range(len(gammas)))}, too"
+        )
+    return f"{statement}."
+
+
+def _listed(names, indices):
+    if not len(indices):
+        return "no kernel"
+    shown = ", ".join(names[i] for i in indices[:3])
+    return shown + (f" and {len(indices) - 3} more" if len(indices) > 3 else "")

@@ -1,0 +1,378 @@
+"""Scale groups: which tensors of a model have to be multiplied by the same factor.
+
+Every tensor gets a factor; layers tie the factors of their inputs and outputs, or pin
+them to 1, or carry one to the other by a kernel. Tensors that are tied make up a group,
+and the kernels are the edges between the groups.
+"""
+
+import collections
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_weissi.graph import Graph, entries_of, inner_function, nodes_of, unwrapped
+from keras_weissi.homogeneity import fixed, scaling_of
+from keras_weissi.norms import Kernel, gammas, kernels, layers_of
+from keras_weissi.solve import GROUND, components, on_cycles
+from keras_weissi.tables import KernelTable, format_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleGroup:
+    """Tensors that have to be multiplied by the same factor.
+
+    Attributes:
+        index: int, the place in `ScaleGroups.groups`.
+        layers: tuple of str, the layers whose outputs they are.
+        pins: tuple of pairs of str, the layers that pin the factor to 1 and why.
+    """
+
+    index: int
+    layers: tuple
+    pins: tuple
+
+    @property
+    def free(self):
+        """Whether the factor may be chosen."""
+        return not self.pins
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelEdge:
+    """A kernel, or the gamma of a normalization, between two groups.
+
+    With the factors `s` of the source and `t` of the target, the kernel is to be
+    multiplied by `t / s`, and what the layer adds to its output by `t`.
+
+    Attributes:
+        kernel: `keras_weissi.norms.Kernel`.
+        shifts: tuple of `keras.Variable`: the bias, or the beta.
+        source: int, the index of the group that the layer takes.
+        target: int, the index of the group that it returns.
+        is_gamma: bool, whether it is the gamma of a normalization.
+    """
+
+    kernel: Kernel
+    shifts: tuple
+    source: int
+    target: int
+    is_gamma: bool
+
+
+class ScaleGroups:
+    """The scale groups of a model, as `scale_groups` returns them. Prints as tables.
+
+    Attributes:
+        groups: list of `ScaleGroup`.
+        edges: list of `KernelEdge`.
+    """
+
+    def __init__(self, groups, edges):
+        self.groups = groups
+        self.edges = edges
+
+    @property
+    def free(self):
+        """The groups whose factor may be chosen."""
+        return [group for group in self.groups if group.free]
+
+    @property
+    def pinned(self):
+        """The groups whose factor is 1."""
+        return [group for group in self.groups if not group.free]
+
+    def ends(self):
+        """Numbers the free groups from 1 on, and all pinned ones 0.
+
+        Returns:
+            Tuple of the number of nodes and of two int arrays, the sources and the
+            targets of the edges.
+        """
+        node = dict.fromkeys((group.index for group in self.pinned), GROUND)
+        node.update((group.index, i + 1) for i, group in enumerate(self.free))
+        sources = np.array([node[edge.source] for edge in self.edges], "int64")
+        targets = np.array([node[edge.target] for edge in self.edges], "int64")
+        return len(self.free) + 1, sources, targets
+
+    def __str__(self):
+        rows = [
+            _GroupRow(
+                str(group.index),
+                "free" if group.free else "1",
+                "; ".join(f"{name}: {reason}" for name, reason in group.pins[:1])
+                + (f" (and {len(group.pins) - 1} more)" if group.pins[1:] else ""),
+                _shortened(group.layers),
+            )
+            for group in self.groups
+        ]
+        groups = KernelTable(
+            rows,
+            {"group": str, "scale": str, "pinned_by": str, "outputs_of": str},
+            f"{len(self.groups)} groups, {len(self.free)} of them free",
+        )
+        edges = KernelTable(
+            [
+                _EdgeRow(
+                    edge.kernel.name + (" (gamma)" if edge.is_gamma else ""),
+                    tuple(edge.kernel.variable.shape),
+                    str(edge.source),
+                    str(edge.target),
+                )
+                for edge in self.edges
+            ],
+            {"kernel": str, "shape": format_shape, "source": str, "target": str},
+        )
+        return f"{groups}\n{edges}"
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupRow:
+    group: str
+    scale: str
+    pinned_by: str
+    outputs_of: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _EdgeRow:
+    kernel: str
+    shape: tuple
+    source: str
+    target: str
+
+
+def scale_groups(model):
+    """Finds the groups of tensors that have to be scaled alike, and what pins them.
+
+    If every tensor of a free group is multiplied by one factor, of any size above 0,
+    and every kernel by the factor of its output over that of its input, the model
+    computes what it did. Whatever is not known to be positively homogeneous pins the
+    groups it touches, as do the inputs and outputs of the model.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`, nested ones included.
+
+    Returns:
+        `ScaleGroups`, which prints as two tables.
+
+    Raises:
+        ValueError: If the model is not built, or if it is a subclassed one, of which
+            Keras does not know the calls inside.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import scale_groups
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,), name="x"),
+    ...     keras.layers.Dense(3, "relu", name="hidden"),
+    ...     keras.layers.Dense(2, "softmax", name="classes"),
+    ... ])
+    >>> groups = scale_groups(model)
+    >>> [group.layers for group in groups.free]
+    [('hidden',)]
+    >>> [pins for group in groups.pinned for pins in group.pins[:1]]
+    [('x', 'an input of the model'), ('classes', 'softmax is not homogeneous')]
+    """
+    if not isinstance(model, keras.Layer):
+        raise ValueError(
+            "Invalid value for argument `model`. Expected a keras.Model. "
+            f"Received: model={model!r}"
+        )
+    layers = layers_of(model)
+    graph = Graph(layers)
+    if graph.root is None:
+        raise ValueError(
+            "Invalid value for argument `model`. Expected a built Sequential or "
+            "Functional model: of any other, Keras does not know which layer feeds "
+            f"which. Received: model={model.name!r} of class {type(model).__name__}, "
+            f"built={model.built}"
+        )
+    return _Finder(graph, layers).found(model)
+
+
+class _Finder:
+    """Collects what is tied, pinned and joined by kernels, tensor by tensor."""
+
+    def __init__(self, graph, layers):
+        self._numbers = {}
+        self._labels = []
+        self._ties = []
+        self._pins = []
+        self._edges = []
+        self._holders = _holders(layers)
+        calls = collections.defaultdict(list)
+        called = {id(graph.root)}
+        for function in graph.functions:
+            for node in nodes_of(function):
+                inputs = self._numbered(function, node.input_tensors)
+                outputs = self._numbered(function, node.output_tensors)
+                layer = unwrapped(node.operation)
+                inner = inner_function(layer)
+                for output in outputs:
+                    self._labels[output] = None if inner else node.operation.name
+                if inner is not None:
+                    called.add(id(inner))
+                    self._enter(node, inner, inputs, outputs)
+                elif isinstance(layer, keras.layers.InputLayer):
+                    if function is not graph.root:
+                        self._labels[outputs[0]] = None
+                else:
+                    calls[id(layer)].append((layer, node, inputs, outputs))
+        for calls_of_layer in calls.values():
+            self._add_layer(calls_of_layer)
+        for function in graph.functions:
+            if function is graph.root:
+                why = "an {} of the model"
+            elif id(function) not in called:
+                why = "an {} of a model that a layer calls as it likes"
+            else:
+                continue
+            for tensors, kind in (
+                (function.inputs, "input"),
+                (function.outputs, "output"),
+            ):
+                for number in self._numbered(function, tensors):
+                    label = self._labels[number] or function.name
+                    self._pins.append((number, label, why.format(kind)))
+
+    def found(self, model):
+        """Returns the `ScaleGroups`."""
+        everything = (*kernels(model, everything=True), *gammas(model))
+        by_variable = {id(kernel.variable): kernel for kernel in everything}
+        count = len(self._labels)
+        group_of = components(count, self._ties, "weak")
+        pins = collections.defaultdict(dict)
+        for number, name, reason in self._pins:
+            pins[group_of[number]][name, reason] = None
+        self._pin_dead_ends(group_of, pins)
+        labels = collections.defaultdict(dict)
+        for number, label in enumerate(self._labels):
+            labels[group_of[number]].setdefault(label)
+        groups = [
+            ScaleGroup(
+                index,
+                tuple(label for label in labels[index] if label is not None),
+                tuple(pins[index]),
+            )
+            for index in range(max(group_of) + 1)
+        ]
+        edges = [
+            KernelEdge(
+                by_variable[id(variable)],
+                shifts,
+                int(group_of[source]),
+                int(group_of[target]),
+                is_gamma,
+            )
+            for variable, shifts, source, target, is_gamma in self._edges
+        ]
+        return ScaleGroups(groups, edges)
+
+    def _numbered(self, function, tensors):
+        # The same tensor may be part of two functions, with a different value in each.
+        numbers = []
+        for tensor in tensors:
+            key = id(function), id(tensor)
+            if key not in self._numbers:
+                self._numbers[key] = self._new_tensor(None)
+            numbers.append(self._numbers[key])
+        return numbers
+
+    def _new_tensor(self, label):
+        self._labels.append(label)
+        return len(self._labels) - 1
+
+    def _pin(self, numbers, name, reason):
+        self._pins += [(number, name, reason) for number in numbers]
+
+    def _enter(self, node, inner, inputs, outputs):
+        entries = entries_of(node, inner)
+        inner_inputs = self._numbered(inner, inner.inputs)
+        inner_outputs = self._numbered(inner, inner.outputs)
+        if entries is None or len(outputs) != len(inner_outputs):
+            reason = "it is not clear which argument becomes which of its inputs"
+            for numbers in (inputs, outputs, inner_inputs, inner_outputs):
+                self._pin(numbers, node.operation.name, reason)
+            return
+        self._ties += zip(inputs, inner_inputs, strict=True)
+        self._ties += zip(outputs, inner_outputs, strict=True)
+
+    def _add_layer(self, calls):
+        layer = calls[0][0]
+        scalings = [scaling_of(layer, node) for _, node, _, _ in calls]
+        if any(scaling.kernels for scaling in scalings):
+            # There is one set of weights for all calls.
+            refusals = [s.fixed_outputs for s in scalings if not s.kernels]
+            shared = self._sharer(layer, scalings)
+            if shared is not None:
+                refusals.append(f"it shares a weight with {shared}")
+            if refusals:
+                scalings = [fixed(refusals[0])] * len(calls)
+            else:
+                self._add_kernels(layer, scalings[0], calls)
+        for scaling, (_, _, inputs, outputs) in zip(scalings, calls, strict=True):
+            if scaling.fixed_inputs:
+                self._pin(inputs, layer.name, scaling.fixed_inputs)
+            if scaling.fixed_outputs:
+                self._pin(outputs, layer.name, scaling.fixed_outputs)
+            if scaling == type(scaling)():
+                first, *rest = (*inputs, *outputs)
+                self._ties += [(first, other) for other in rest]
+
+    def _add_kernels(self, layer, scaling, calls):
+        _, _, (source,), (target,) = calls[0]
+        for _, _, (other_source,), (other_target,) in calls[1:]:
+            self._ties += [(source, other_source), (target, other_target)]
+        between = [
+            self._new_tensor(f"inside {layer.name}") for _ in scaling.kernels[1:]
+        ]
+        ends = [source, *between, target]
+        is_gamma = bool(scaling.fixed_inputs)
+        for i, kernel in enumerate(scaling.kernels):
+            is_last = i + 1 == len(scaling.kernels)
+            shifts = scaling.shifts if is_last else ()
+            self._edges.append((kernel, shifts, ends[i], ends[i + 1], is_gamma))
+
+    def _sharer(self, layer, scalings):
+        for scaling in scalings:
+            for variable in (*scaling.kernels, *scaling.shifts):
+                for holder in self._holders[id(variable)]:
+                    if holder is not layer:
+                        return holder.name
+        return None
+
+    def _pin_dead_ends(self, group_of, pins):
+        """Pins the groups whose factor would be a matter of taste.
+
+        What is computed and not used, by a second output of a nested model for one,
+        has no kernel behind it that could take up the factor.
+        """
+        count = max(group_of) + 1
+        node = np.array([GROUND if i in pins else i + 1 for i in range(count)])
+        ends = [(s, t) for _, _, s, t, _ in self._edges]
+        sources, targets = node[group_of[np.array(ends, "int64").reshape(-1, 2)]].T
+        everything = np.full(len(ends), True)
+        _, is_used = on_cycles(count + 1, sources, targets, everything)
+        for index in range(count):
+            if node[index] != GROUND and not is_used[node[index]]:
+                pins[index]["the model", "it does not use what is computed here"] = None
+
+
+def _holders(layers):
+    """Lists the layers that hold a weight, but for those that just call other ones."""
+    holders = collections.defaultdict(list)
+    for layer in layers:
+        if inner_function(layer) is None and unwrapped(layer) is layer:
+            for variable in layer.weights:
+                holders[id(variable)].append(layer)
+    return holders
+
+
+def _shortened(names):
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{', '.join(names[:2])}, … {names[-1]} ({len(names)} in all)"

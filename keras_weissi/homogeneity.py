@@ -1,0 +1,235 @@
+"""What every kind of layer does to the scale of what goes through it.
+
+A layer that is not listed here counts as one that lets no scale pass. To make a kind of
+layer known, add its class to one of the tables, and a model with it to the tests.
+"""
+
+import dataclasses
+import numbers
+
+import keras
+
+
+def _classes(*names):
+    # Some are newer than the oldest Keras that is supported.
+    found = (getattr(keras.layers, name, None) for name in names)
+    return tuple(layer for layer in found if layer is not None)
+
+
+NORMALIZATIONS = _classes(
+    "BatchNormalization",
+    "LayerNormalization",
+    "GroupNormalization",
+    "UnitNormalization",
+    "RMSNormalization",
+)
+
+# Layers whose output is multiplied by c > 0 if their only input is.
+_KEEPERS = _classes(
+    *("Identity", "Flatten", "Reshape", "Permute", "RepeatVector", "PReLU"),
+    *("Dropout", "GaussianDropout", "LeakyReLU"),
+    *(
+        f"{kind}{rank}D"
+        for kind in (
+            *("Cropping", "ZeroPadding", "UpSampling", "SpatialDropout"),
+            *("MaxPooling", "AveragePooling", "GlobalMaxPooling"),
+            *("GlobalAveragePooling", "AdaptiveMaxPooling", "AdaptiveAveragePooling"),
+        )
+        for rank in (1, 2, 3)
+    ),
+)
+
+# Layers whose output is multiplied by c > 0 if all their inputs are.
+_JOINS = _classes("Add", "Subtract", "Average", "Maximum", "Minimum", "Concatenate")
+
+# Layers that are linear in each of these weights, in the order of their application,
+# and that add the bias and apply `activation` after the last.
+_KERNELS = {
+    **dict.fromkeys(
+        _classes(
+            *("Dense", "EinsumDense", "DepthwiseConv1D", "DepthwiseConv2D"),
+            *("Conv1D", "Conv2D", "Conv3D"),
+            *("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
+        ),
+        ("kernel",),
+    ),
+    **dict.fromkeys(
+        _classes("SeparableConv1D", "SeparableConv2D"),
+        ("depthwise_kernel", "pointwise_kernel"),
+    ),
+}
+
+_ACTIVATIONS = (
+    keras.activations.linear,
+    keras.activations.relu,
+    keras.activations.leaky_relu,
+    keras.ops.relu,
+    keras.ops.leaky_relu,
+)
+
+# The same three tables for bare calls of `keras.ops`, by the names of their classes.
+_KEEPER_OPS = frozenset(
+    "Absolute AdaptiveAveragePool AdaptiveMaxPool Amax Amin AveragePool BroadcastTo "
+    "Cast ConvertToTensor Copy Diagonal ExpandDims Flip GetItem "
+    "LeakyRelu Max MaxPool Mean Median Min Moveaxis Negative Pad Ravel Relu Repeat "
+    "Reshape Roll Rot90 Sort Split Squeeze StopGradient Sum Swapaxes Tile Trace "
+    "Transpose Unstack".split()
+)
+_JOIN_OPS = frozenset("Concatenate Dstack Hstack Stack Vstack".split())
+_SUM_OPS = frozenset("Add Fmax Fmin Maximum Minimum Subtract".split())
+_PRODUCT_OPS = frozenset("Divide Multiply TrueDivide".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """What a layer does to the scale of its inputs and outputs.
+
+    Without kernels, and if nothing is fixed, inputs and outputs share one scale.
+
+    Attributes:
+        kernels: tuple of `keras.Variable` that take a scale from the inputs to the
+            outputs, in the order of their application.
+        shifts: tuple of `keras.Variable` added after the last kernel, which have to
+            be multiplied by the scale of the outputs.
+        fixed_inputs: str, why the inputs can not be scaled, or "".
+        fixed_outputs: str, why the outputs can not, or "".
+    """
+
+    kernels: tuple = ()
+    shifts: tuple = ()
+    fixed_inputs: str = ""
+    fixed_outputs: str = ""
+
+
+def fixed(reason):
+    """Returns the `Scaling` of a layer that lets no scale pass."""
+    return Scaling(fixed_inputs=reason, fixed_outputs=reason)
+
+
+def scaling_of(operation, node):
+    """Tells what one call of a layer, or of a function of `keras.ops`, does to scale.
+
+    Args:
+        operation: The `keras.Operation`, such as a `keras.Layer`. Not its subclasses
+            either: a class of the user's own is unknown.
+        node: The call, with `input_tensors`, `output_tensors` and `arguments`.
+
+    Returns:
+        `Scaling`.
+    """
+    kind = type(operation)
+    tensors = len(node.input_tensors)
+    if not isinstance(operation, keras.Layer):
+        return _scaling_of_op(operation, node)
+    if kind in _JOINS and len(keras.tree.flatten(node.arguments.args)) == tensors:
+        return Scaling()
+    if tensors != 1:
+        return fixed(f"{kind.__name__} called with {tensors} tensors")
+    if kind in _KEEPERS:
+        return Scaling()
+    if kind in (keras.layers.ReLU, keras.layers.Activation):
+        activation = getattr(operation, "activation", operation)
+        if is_homogeneous(activation):
+            return Scaling()
+        return fixed(f"{_name_of(activation)} is not homogeneous")
+    if kind is keras.layers.Rescaling and _is_zero(operation.offset):
+        return Scaling()
+    if kind in _KERNELS:
+        return _scaling_of_kernels(operation)
+    if kind in NORMALIZATIONS:
+        return _scaling_of_normalization(operation)
+    return fixed(f"{kind.__name__} is not known to be homogeneous")
+
+
+def is_homogeneous(activation):
+    """Whether `activation(c * x) == c * activation(x)` for all `c > 0`."""
+    kind = type(activation)
+    if activation is None or kind in (keras.layers.LeakyReLU, keras.layers.PReLU):
+        return True
+    if kind is keras.layers.ReLU:
+        return activation.max_value is None and not activation.threshold
+    if kind is keras.layers.Activation:
+        return is_homogeneous(activation.activation)
+    return any(activation is known for known in _ACTIVATIONS)
+
+
+def gamma_of(layer):
+    """Returns the variable that scales the output of a normalization, or `None`."""
+    if type(layer) not in NORMALIZATIONS:
+        return None
+    own = {variable.name: variable for variable in layer.weights}
+    return own.get("gamma", own.get("scale"))
+
+
+def _scaling_of_kernels(layer):
+    names = _KERNELS[type(layer)]
+    own = {variable.name: variable for variable in layer.weights}
+    known = {*names, "bias"}
+    extra = sorted(set(own) - known)
+    if extra:
+        # Those of LoRA and of quantization, for two.
+        return fixed(f"it has weights that are not known: {', '.join(extra)}")
+    reason = _why_not_scaled(own.values())
+    if reason:
+        return fixed(reason)
+    output = ""
+    if not is_homogeneous(layer.activation):
+        output = f"{_name_of(layer.activation)} is not homogeneous"
+    shifts = tuple(own[name] for name in ("bias",) if name in own)
+    return Scaling(tuple(own[name] for name in names), shifts, "", output)
+
+
+def _scaling_of_normalization(layer):
+    reason = "its input is normalized, up to epsilon"
+    gamma = gamma_of(layer)
+    if gamma is None:
+        return Scaling((), (), reason, "it has no gamma to be scaled")
+    shifts = tuple(v for v in layer.weights if v.name == "beta")
+    return Scaling((gamma,), shifts, reason, _why_not_scaled((gamma, *shifts)))
+
+
+def _why_not_scaled(variables):
+    for variable in variables:
+        if not keras.backend.is_float_dtype(variable.dtype):
+            return f"its {variable.name} is quantized to {variable.dtype}"
+        constraint = variable.constraint
+        if constraint is not None and type(constraint) is not keras.constraints.NonNeg:
+            return f"its {variable.name} has a constraint, {_name_of(constraint)}"
+    return ""
+
+
+def _scaling_of_op(operation, node):
+    # A constant that is added to a tensor keeps it from being scaled.
+    name = type(operation).__name__
+    arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    tensors = [x for x in arguments if isinstance(x, keras.KerasTensor)]
+    others = [x for x in arguments if not isinstance(x, keras.KerasTensor)]
+    unknown = fixed(f"{name} is not known to be homogeneous")
+    outputs = node.output_tensors
+    if not type(operation).__module__.startswith("keras.") or not all(
+        keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
+        for x in outputs
+    ):
+        return unknown
+    if name in _JOIN_OPS and not others:
+        return Scaling()
+    if name in _SUM_OPS:
+        return Scaling() if all(map(_is_zero, others)) else unknown
+    if name in _PRODUCT_OPS:
+        is_linear = len(tensors) == 1 and (
+            name == "Multiply" or arguments[0] is tensors[0]
+        )
+        return Scaling() if is_linear else unknown
+    if name in _KEEPER_OPS and len(tensors) == 1:
+        takes_constant = name == "Pad" and any(x is not None for x in others)
+        if getattr(operation, "initial", None) is None and not takes_constant:
+            return Scaling()
+    return unknown
+
+
+def _is_zero(value):
+    return isinstance(value, numbers.Real) and value == 0
+
+
+def _name_of(thing):
+    return getattr(thing, "__name__", type(thing).__name__)

@@ -1,0 +1,167 @@
+"""Multiplies weights by factors, and what the optimizer remembers of them with them.
+
+If a weight is multiplied by c, its gradient is divided by c, and so must be whatever
+the optimizer keeps in proportion to the gradient.
+"""
+
+import keras
+import numpy as np
+
+from keras_weissi.norms import host_value
+
+# For each optimizer, the power of c by which its variables go. The names are those of
+# the optimizer's attributes, without an underscore in front.
+_ADAM = {"momentums": -1, "velocities": -2, "velocity_hats": -2}
+_POWERS = {
+    "Adadelta": {"accumulated_grads": -2, "accumulated_delta_vars": 0},
+    "Adagrad": {"accumulators": -2},
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "Adamax": {"m": -1, "u": -1},
+    "Lamb": _ADAM,
+    "Lion": {"momentums": -1},
+    "Nadam": _ADAM,
+    # Its momentum is made of steps, from which the size of the gradient is gone.
+    "RMSprop": {"velocities": -2, "average_gradients": -1, "momentums": 0},
+    "SGD": {"momentums": -1},
+}
+_POWERS_IN_ANY = {"accumulated_gradients": -1, "model_variables_moving_average": 1}
+
+# The largest and the least normal number.
+_RANGES = {
+    "float16": (6.2e-5, 65504.0),
+    "bfloat16": (1.2e-38, 3.38e38),
+    "float32": (1.2e-38, 3.4e38),
+    "float64": (2.3e-308, 1.79e308),
+}
+
+
+def optimizer_of(model, optimizer):
+    """Returns the optimizer whose state is to be carried, or `None`.
+
+    Args:
+        model: A `keras.Model`.
+        optimizer: `True` for the one that the model is compiled with, if it is;
+            `False` for none; or a `keras.optimizers.Optimizer`.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return optimizer
+    if not isinstance(optimizer, bool):
+        raise ValueError(
+            "Invalid value for argument `optimizer`. Expected a bool or a "
+            f"keras.optimizers.Optimizer. Received: optimizer={optimizer!r}"
+        )
+    return getattr(model, "optimizer", None) if optimizer else None
+
+
+def rescale(factors, optimizer=None):
+    """Multiplies variables in place, all or none.
+
+    Args:
+        factors: List of pairs of a `keras.Variable` and a float above 0.
+        optimizer: The `keras.optimizers.Optimizer` that trains them, or `None`.
+
+    Raises:
+        ValueError: If a value would leave the range of its dtype, or if it is not
+            known how the state of the optimizer goes with the weights. Nothing has
+            been changed then.
+    """
+    slots = state_of(optimizer)
+    plan = []
+    for variable, factor in factors:
+        if factor == 1.0:
+            continue
+        _check(variable, factor)
+        plan.append((variable, factor))
+        for slot, power in slots.get(id(variable), ()):
+            if power:
+                _check(slot, factor**power, or_zero=True)
+                plan.append((slot, factor**power))
+    for variable, factor in plan:
+        _multiply(variable, factor)
+
+
+def state_of(optimizer):
+    """Lists what an optimizer keeps for each variable.
+
+    This is the one place that knows the private attributes of optimizers: Keras shows
+    their variables, but not which weight they belong to.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer` or `None`.
+
+    Returns:
+        Dict from the id of a trainable variable to a list of pairs of an optimizer's
+        variable and the power by which it goes with the factor of the weight.
+
+    Raises:
+        ValueError: If the optimizer is not known, or keeps something unknown.
+    """
+    while type(optimizer) is keras.optimizers.LossScaleOptimizer:
+        optimizer = optimizer.inner_optimizer
+    if optimizer is None:
+        return {}
+    kind = type(optimizer)
+    powers = _POWERS.get(kind.__name__)
+    if powers is None or kind is not getattr(keras.optimizers, kind.__name__, None):
+        raise ValueError(
+            "Invalid value for argument `optimizer`. Expected one whose state can be "
+            f"carried ({', '.join(sorted(_POWERS))}), or optimizer=False to leave its "
+            f"state as it is. Received: {kind.__name__}"
+        )
+    if not optimizer.built:
+        return {}
+    state = {id(v): [] for v in optimizer._trainable_variables}
+    carried = set()
+    for name, power in {**powers, **_POWERS_IN_ANY}.items():
+        slots = getattr(optimizer, f"_{name}", None) or getattr(optimizer, name, None)
+        if not slots:
+            continue
+        for variable, slot in zip(optimizer._trainable_variables, slots, strict=True):
+            if slot is not None:
+                state[id(variable)].append((slot, power))
+                carried.add(id(slot))
+    unknown = [
+        v.path for v in optimizer.variables if len(v.shape) and id(v) not in carried
+    ]
+    if unknown:
+        raise ValueError(
+            "Invalid value for argument `optimizer`. Expected one that keeps nothing "
+            f"but what this version of keras_weissi knows. Received: {kind.__name__}, "
+            f"with {unknown[0]!r}"
+        )
+    return state
+
+
+def _check(variable, factor, or_zero=False):
+    largest = float(np.abs(keras.ops.convert_to_numpy(_extent(variable))).max())
+    result = largest * factor
+    low, high = _RANGES[variable.dtype]
+    if np.isfinite(result) and result <= high:
+        if result >= low or or_zero or largest == 0.0:
+            return
+    raise ValueError(
+        f"Cannot multiply {variable.path!r} by {factor:g}. Expected values within the "
+        f"range of {variable.dtype}. Received: {largest:g} as the largest, {result:g} "
+        "after"
+    )
+
+
+def _extent(variable):
+    value = variable.value
+    return keras.ops.cast(
+        keras.ops.stack([keras.ops.min(value), keras.ops.max(value)]),
+        "float64" if variable.dtype == "float64" else "float32",
+    )
+
+
+def _multiply(variable, factor):
+    if variable.dtype in ("float16", "bfloat16"):
+        value = keras.ops.convert_to_tensor(host_value(variable) * np.float64(factor))
+        variable.assign(keras.ops.cast(value, variable.dtype))
+    else:
+        # On the device: a large kernel gets by with one copy of itself.
+        variable.assign(keras.ops.multiply(variable.value, factor))

@@ -1,0 +1,153 @@
+"""What a user asks for, by name, class or function, and which kernels that means."""
+
+import difflib
+
+import keras
+
+
+def select_kernels(candidates, layers, argument="layers"):
+    """Narrows a list of kernels down to those of the layers asked for.
+
+    Args:
+        candidates: List of `Kernel`.
+        layers: Name or list of names, each of a layer (or a layer around it) or the
+            first part of a kernel's name, or the layers themselves; or a class or
+            tuple of classes of layers; or a function from the layer that owns a kernel
+            to a bool.
+        argument: str, what the caller calls `layers`. Defaults to `"layers"`.
+
+    Returns:
+        List of `Kernel`, in the order of `candidates`.
+
+    Raises:
+        ValueError: If a name, the classes or the function match no kernel.
+    """
+    if names := names_in(layers):
+        chosen = [_kernels_called(name, candidates, argument) for name in names]
+        names = {kernel.name for kernels in chosen for kernel in kernels}
+        return [kernel for kernel in candidates if kernel.name in names]
+    if _is_classes(layers):
+        chosen = [
+            kernel
+            for kernel in candidates
+            if any(isinstance(part, layers) for part in (*kernel.parents, kernel.layer))
+        ]
+        expected = "classes of layers with a kernel"
+    else:
+        chosen = [kernel for kernel in candidates if layers(kernel.layer)]
+        expected = "a function that is true for at least one layer with a kernel"
+    if not chosen:
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected {expected}. "
+            f"Received: {argument}={layers}"
+        )
+    return chosen
+
+
+def names_in(layers):
+    """Lists the names, or layers, that `layers` consists of; none if it is no such."""
+    if isinstance(layers, (str, keras.Layer)):
+        return [layers]
+    if not isinstance(layers, (list, tuple, set, frozenset)):
+        return []
+    is_named = all(isinstance(name, (str, keras.Layer)) for name in layers)
+    return list(layers) if is_named else []
+
+
+def validate_selection(layers):
+    """Raises a `ValueError` unless `select_kernels` understands `layers`."""
+    if not (names_in(layers) or _is_classes(layers) or callable(layers)):
+        raise ValueError(
+            "Invalid value for argument `layers`. Expected a name, a non-empty list of "
+            "names, a class of layers, a function from a layer to a bool, or None. "
+            f"Received: layers={layers!r}"
+        )
+
+
+def regularizers_by_kernel(regularizer, found):
+    """Returns a dict from the names of kernels to regularizers or `None`."""
+    if isinstance(regularizer, dict):
+        if not regularizer or not all(isinstance(name, str) for name in regularizer):
+            raise ValueError(
+                "Invalid value for argument `regularizer`. Expected the keys of the "
+                f"dict to be names of layers. Received: keys {list(regularizer)}"
+            )
+        wanted, ranks = {}, {}
+        for name, value in regularizer.items():
+            value = _as_regularizer(value, f"regularizer[{name!r}]")
+            for kernel in select_kernels(found, [name], "regularizer"):
+                rank = _specificity(name, kernel)
+                if rank > ranks.get(kernel.name, -1):
+                    wanted[kernel.name], ranks[kernel.name] = value, rank
+        return wanted
+    if isinstance(regularizer, (str, keras.regularizers.Regularizer)):
+        value = _as_regularizer(regularizer, "regularizer")
+        return {kernel.name: value for kernel in found}
+    if callable(regularizer) and not isinstance(regularizer, type):
+        return {
+            kernel.name: _as_regularizer(
+                regularizer(kernel.layer),
+                f"regularizer, called on layer {kernel.layer.name!r}",
+                or_none=True,
+            )
+            for kernel in found
+        }
+    raise ValueError(
+        "Invalid value for argument `regularizer`. Expected a "
+        "keras.regularizers.Regularizer, a dict of them by layer name, or a function "
+        f"from a layer to one. Received: regularizer={regularizer!r}"
+    )
+
+
+def _is_classes(layers):
+    classes = layers if isinstance(layers, tuple) else (layers,)
+    return bool(classes) and all(isinstance(c, type) for c in classes)
+
+
+def _kernels_called(name, candidates, argument):
+    matches = [
+        kernel
+        for kernel in candidates
+        if kernel.name == name
+        or kernel.name.startswith(f"{name}/")
+        or any(name in (part, part.name) for part in (*kernel.parents, kernel.layer))
+    ]
+    if not matches:
+        known = {k.name for k in candidates} | {k.layer.name for k in candidates}
+        near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected names of layers that "
+            f"have a kernel, such as {near}. Received: {name!r}"
+        )
+    return matches
+
+
+def _specificity(name, kernel):
+    """Ranks what a name says of a kernel: the closer to the kernel, the higher."""
+    if name == kernel.name:
+        return len(kernel.parents) + 3
+    if name == kernel.layer.name:
+        return len(kernel.parents) + 2
+    if kernel.name.startswith(f"{name}/"):
+        return name.count("/") + 1
+    return 1 + [parent.name for parent in kernel.parents].index(name)
+
+
+def _as_regularizer(value, name, or_none=False):
+    if value is None and or_none:
+        return None
+    if isinstance(value, str):
+        value = keras.regularizers.get(value)
+    if not isinstance(value, keras.regularizers.Regularizer):
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a "
+            f"keras.regularizers.Regularizer. Received: {value!r}"
+        )
+    try:
+        value.get_config()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a regularizer with a "
+            f"`get_config`, without which it cannot be saved. Received: {value!r}"
+        ) from error
+    return value

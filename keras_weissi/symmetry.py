@@ -1,0 +1,331 @@
+"""The scale symmetry of a model as a tool: shift it, balance it, weigh a penalty by it.
+
+All that is done here leaves what the model computes as it is.
+"""
+
+import collections
+import dataclasses
+import difflib
+import math
+import numbers
+
+import numpy as np
+
+from keras_weissi.coefficients import invariant_coefficients
+from keras_weissi.groups import scale_groups
+from keras_weissi.norms import host_norm, kernels
+from keras_weissi.rescaling import optimizer_of, rescale
+from keras_weissi.solve import GROUND, balanced_log_scales
+from keras_weissi.tables import KernelTable, format_norm, format_shape
+
+__all__ = [
+    "balance_scales",
+    "invariant_coefficients",
+    "scale_groups",
+    "shift_scales",
+]
+
+# How far from 1 a product of factors may be and still count as 1.
+_TOLERANCE = 1e-12
+_EPSILONS = {
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescaling:
+    """One row of the report of `shift_scales` and `balance_scales`.
+
+    Attributes:
+        name: str, the name of the kernel, or of the normalization with the gamma.
+        shape: tuple of ints.
+        before: float, the Frobenius norm.
+        after: float, the Frobenius norm now.
+        factor: float, what it was multiplied by.
+        note: str, why it was left as it was.
+    """
+
+    name: str
+    shape: tuple
+    before: float
+    after: float
+    factor: float
+    note: str
+
+
+def shift_scales(model, factors, optimizer=True):
+    """Multiplies kernels by factors that leave what the model computes as it is.
+
+    With `s` and `t` the products of the factors along the way from the input to the
+    input and to the output of a layer: `kernel *= t / s`, `bias *= t`. What is added to
+    an output is thus scaled by all the factors before it. The products have to agree
+    wherever two ways meet, and be 1 where something pins the scale: at the output of
+    the model, before a normalization, at an activation such as softmax.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`.
+        factors: Dict from the names of layers (or of kernels, as `scale_groups` prints
+            them) to floats above 0. The others get 1. A normalization stands for its
+            gamma; the factor of a layer with two kernels is shared by them.
+        optimizer: Whether to carry the state of the optimizer that the model is
+            compiled with, see `balance_scales`; or the optimizer. Defaults to `True`.
+
+    Returns:
+        `KernelTable` of `Rescaling`. It prints as a table.
+
+    Raises:
+        ValueError: If a product is not 1 where it has to be (to within 1e-12), a name
+            is unknown, or an argument is invalid. No weight has been changed then.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import shift_scales
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(3, "relu", name="hidden"),
+    ...     keras.layers.Dense(2, name="logits"),
+    ... ])
+    >>> report = shift_scales(model, {"hidden": 8.0, "logits": 0.125})
+    >>> [(row.name, row.factor) for row in report]
+    [('hidden', 8.0), ('logits', 0.125)]
+
+    Reference:
+
+    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3, where the
+      factor of a bias is that of its own layer; it is the product up to it.
+    """
+    groups = scale_groups(model)
+    by_edge = _factors_by_edge(factors, groups)
+    scales = _group_scales(by_edge, groups)
+    return _apply(model, groups, by_edge, scales, {}, optimizer)
+
+
+def balance_scales(model, optimizer=True):
+    """Shifts scale between the layers until the norms are the least, all in all.
+
+    Minimises `sum_l norm(W_l) ** 2` over all shifts that leave what the model computes
+    as it is; the minimum is unique. In a chain of layers, all norms are then equal, to
+    `prod_l norm(W_l) ** (1 / L)`. Where several kernels lead into or out of a tensor,
+    the squares of their norms sum to the same on both sides. The gamma of a
+    normalization counts as a kernel.
+
+    Doing it twice changes nothing, to the last bit, as weights are left alone if no
+    norm is off by more than the precision of their dtype.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`.
+        optimizer: bool or `keras.optimizers.Optimizer`. Whether to carry the state of
+            the optimizer that the model is compiled with, or which optimizer's: if a
+            weight is multiplied by `c`, its momentum is divided by `c`, an average of
+            squared gradients by `c ** 2`, as if training had gone on with the new
+            weights all along. Defaults to `True`.
+
+    Returns:
+        `KernelTable` of `Rescaling`, with a row for each kernel. It prints as a table.
+
+    Raises:
+        ValueError: If the model is a subclassed one, a norm is not finite, or it is not
+            known how the state of the optimizer scales. No weight has been changed
+            then.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import balance_scales
+    >>> ones = {"kernel_initializer": "ones"}
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)),
+    ...     keras.layers.Dense(2, "relu", **ones),
+    ...     keras.layers.Dense(32, **ones),
+    ... ])
+    >>> [(row.before, round(row.after, 3)) for row in balance_scales(model)]
+    [(2.0, 4.0), (8.0, 4.0)]
+
+    Reference:
+
+    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3, which
+      prints a sum in place of the product.
+    """
+    return balance(model, scale_groups(model), optimizer)
+
+
+def balance(model, groups, optimizer=True):
+    """Does what `balance_scales` does, for groups that are known already."""
+    norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
+    for edge, norm in zip(groups.edges, norms, strict=True):
+        if not math.isfinite(norm):
+            raise ValueError(
+                "Invalid value for argument `model`. Expected kernels of finite norm. "
+                f"Received: model={model.name!r}, {edge.kernel.name!r} of norm {norm}"
+            )
+    count, sources, targets = groups.ends()
+    with np.errstate(divide="ignore"):
+        log_norms = np.log(np.array(norms))
+    logs, held = balanced_log_scales(count, sources, targets, log_norms)
+    changes = logs[targets] - logs[sources]
+    dtypes = {edge.kernel.variable.dtype for edge in groups.edges}
+    precision = max((_EPSILONS[dtype] for dtype in dtypes), default=0.0)
+    if np.abs(changes).max(initial=0.0) <= max(8 * precision, _TOLERANCE):
+        changes, logs = 0 * changes, 0 * logs
+    by_edge = dict(enumerate(np.exp(changes).tolist()))
+    nodes = [GROUND] * len(groups.groups)
+    for i, group in enumerate(groups.free):
+        nodes[group.index] = i + 1
+    scales = [math.exp(logs[node]) for node in nodes]
+    notes = {}
+    for i in range(len(groups.edges)):
+        if norms[i] == 0.0:
+            notes[i] = "its norm is 0"
+        elif sources[i] == targets[i]:
+            is_pinned = sources[i] == GROUND
+            notes[i] = "between pinned groups" if is_pinned else "in a single group"
+        elif held[sources[i]] and held[targets[i]]:
+            notes[i] = "a kernel of norm 0 stands in the way"
+    return _apply(model, groups, by_edge, scales, notes, optimizer, norms)
+
+
+def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
+    """Rescales the weights and returns the report.
+
+    Args:
+        model: The `keras.Model`.
+        groups: Its `ScaleGroups`.
+        by_edge: Dict from the number of an edge to the factor of its kernel.
+        scales: List of the factors of the groups.
+        notes: Dict from the number of an edge to what the report says of it.
+        optimizer: As for `balance_scales`.
+        norms: List of the norms of the kernels, if they are known.
+    """
+    factors = []
+    for i, edge in enumerate(groups.edges):
+        factors.append((edge.kernel.variable, by_edge.get(i, 1.0)))
+        factors += [(shift, scales[edge.target]) for shift in edge.shifts]
+    if norms is None:
+        norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
+    rescale(factors, optimizer_of(model, optimizer))
+    rows = {}
+    for i, edge in enumerate(groups.edges):
+        variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)
+        rows[edge.kernel.name, id(variable)] = Rescaling(
+            edge.kernel.name + (" (gamma)" if edge.is_gamma else ""),
+            tuple(variable.shape),
+            norms[i],
+            norms[i] if factor == 1.0 else host_norm(variable),
+            factor,
+            notes.get(i, ""),
+        )
+    for kernel in kernels(model):
+        key = kernel.name, id(kernel.variable)
+        if key not in rows:
+            norm = host_norm(kernel.variable)
+            shape = tuple(kernel.variable.shape)
+            note = "its layer lets no scale pass"
+            rows[key] = Rescaling(kernel.name, shape, norm, norm, 1.0, note)
+    before, after = (
+        sum(getattr(row, name) ** 2 for row in rows.values())
+        for name in ("before", "after")
+    )
+    columns = {
+        "name": str,
+        "shape": format_shape,
+        "before": format_norm,
+        "after": format_norm,
+        "factor": format_norm,
+        "note": str,
+    }
+    caption = f"sum of squares: {before:.4g} before, {after:.4g} after"
+    return KernelTable(rows.values(), columns, caption)
+
+
+def _factors_by_edge(factors, groups):
+    """Returns a dict from the numbers of edges to the factors asked for."""
+    if not isinstance(factors, dict):
+        raise ValueError(
+            "Invalid value for argument `factors`. Expected a dict from names of "
+            f"layers to floats. Received: factors={factors!r}"
+        )
+    by_edge = {}
+    named_by = {}
+    for name, factor in factors.items():
+        is_number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+        if not is_number or not 0.0 < factor < math.inf:
+            raise ValueError(
+                "Invalid value for argument `factors`. Expected finite floats above 0. "
+                f"Received: factors[{name!r}]={factor!r}"
+            )
+        exact = [i for i, e in enumerate(groups.edges) if e.kernel.name == name]
+        matches = exact or [
+            i for i, e in enumerate(groups.edges) if e.kernel.layer.name == name
+        ]
+        layers = {id(groups.edges[i].kernel.layer) for i in matches}
+        if len(layers) != 1:
+            known = [edge.kernel.name for edge in groups.edges]
+            if matches:
+                near = [known[i] for i in matches]
+            else:
+                near = difflib.get_close_matches(str(name), known, n=3, cutoff=0)
+            raise ValueError(
+                "Invalid value for argument `factors`. Expected the name of one layer "
+                "that `scale_groups(model)` lists among its kernels, such as one of "
+                f"{near}. Received: {name!r}"
+            )
+        for i in matches:
+            if i in named_by:
+                raise ValueError(
+                    "Invalid value for argument `factors`. Expected one factor for a "
+                    f"kernel. Received: two for {groups.edges[i].kernel.name!r}, by "
+                    f"{named_by[i]!r} and {name!r}"
+                )
+            named_by[i] = name
+            by_edge[i] = float(factor) ** (1 / len(matches))
+    return by_edge
+
+
+def _group_scales(by_edge, groups):
+    """Follows the factors from what is pinned to all groups; raises if they disagree.
+
+    Every free group lies on a way from something pinned to something pinned.
+
+    Returns:
+        List of floats, the factors of the groups.
+    """
+    leaving = collections.defaultdict(list)
+    for i, edge in enumerate(groups.edges):
+        leaving[edge.source].append((i, edge.target, by_edge.get(i, 1.0)))
+    scales = {group.index: 1.0 for group in groups.pinned}
+    ways = {group.index: () for group in groups.pinned}
+    queue = collections.deque(scales)
+    while queue:
+        here = queue.popleft()
+        for i, there, factor in leaving[here]:
+            if there not in scales:
+                scales[there] = scales[here] * factor
+                ways[there] = (*ways[here], i)
+                queue.append(there)
+    for i, edge in enumerate(groups.edges):
+        there = scales[edge.source] * by_edge.get(i, 1.0)
+        if abs(there / scales[edge.target] - 1.0) > _TOLERANCE:
+            raise ValueError(_disagreement(groups, scales, ways, i, there))
+    return [scales[group.index] for group in groups.groups]
+
+
+def _disagreement(groups, scales, ways, i, there):
+    def named(way):
+        return " and ".join(repr(groups.edges[i].kernel.name) for i in way)
+
+    edge = groups.edges[i]
+    target = groups.groups[edge.target]
+    way = named((*ways[edge.source], i))
+    message = (
+        "Invalid value for argument `factors`. Expected factors whose products agree "
+        f"wherever two ways through the model meet. Received: {there:.12g} by way of "
+        f"{way}, but {scales[edge.target]:.12g} "
+    )
+    if target.pins:
+        name, reason = target.pins[0]
+        return f"{message}is needed there, as {name!r} pins the scale: {reason}"
+    return f"{message}by way of {named(ways[edge.target])}"

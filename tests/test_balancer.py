@@ -1,0 +1,167 @@
+import keras
+import networks
+import numpy as np
+import pytest
+from helpers import norm_of, outputs_of, relative_error
+from keras import layers, optimizers
+
+from keras_weissi import WEISSI, NormLogger, ScaleBalancer, plotting
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(64, 8)).astype("float32"), RNG.integers(4, size=64)
+
+
+def make_model(regularizer=None, rate=0.1, optimizer=None):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,))])
+    for i in range(3):
+        model.add(
+            layers.Dense(32, "relu", kernel_regularizer=regularizer, name=f"d{i}")
+        )
+    model.add(layers.Dense(4, kernel_regularizer=regularizer, name="logits"))
+    model.compile(
+        optimizer or optimizers.SGD(rate, momentum=0.5),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def fit(model, epochs, *callbacks, **kwargs):
+    return model.fit(
+        X, Y, 16, epochs=epochs, verbose=0, callbacks=list(callbacks), **kwargs
+    )
+
+
+def norms_of(model):
+    return [norm_of(layer.kernel) for layer in model.layers]
+
+
+def test_balances_every_so_many_epochs_and_logs_it():
+    model = make_model()
+    balancer = ScaleBalancer(every=2)
+    history = fit(model, 5, balancer, NormLogger())
+    shifts = history.history["scale_shift"]
+    assert [shift > 0 for shift in shifts] == [False, True, False, True, False]
+    assert [row["epoch"] for row in balancer.record] == [2, 4]
+    for row in balancer.record:
+        factors = [
+            row[f"after/{layer.name}"] / row[f"before/{layer.name}"]
+            for layer in model.layers
+        ]
+        assert row["scale_shift"] == pytest.approx(
+            np.abs(np.log(factors)).max(), rel=1e-4
+        )
+    after = [history.history[f"norm/{layer.name}"][3] for layer in model.layers]
+    np.testing.assert_allclose(after, after[0], rtol=1e-6)
+
+
+def test_goes_on_counting_in_the_next_fit():
+    model = make_model()
+    balancer = ScaleBalancer(every=2)
+    fit(model, 1, balancer)
+    fit(model, 3, balancer, initial_epoch=1)
+    assert [row["epoch"] for row in balancer.record] == [2]
+
+
+def test_changes_neither_the_function_nor_what_comes_after():
+    """Training goes on just as it does for a network that was balanced by hand."""
+    model = make_model()
+    fit(model, 1)
+    x = X[:5]
+    before = outputs_of(model, x)
+    seen = []
+    check = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(outputs_of(model, x))
+    )
+    model.optimizer.learning_rate = 0.0  # so that only the balancer moves weights
+    for variable in model.optimizer.variables:
+        if len(variable.shape):
+            variable.assign(keras.ops.zeros_like(variable.value))
+    fit(model, 1, ScaleBalancer(), check)
+    assert relative_error(seen[0], before) < 1e-5
+    np.testing.assert_allclose(norms_of(model), norms_of(model)[0], rtol=1e-6)
+
+
+def test_keeps_alive_a_layer_that_collapses_without_it():
+    # The data say nothing of the labels, so the penalty has its way.
+    def run(*callbacks):
+        model = make_model(WEISSI(0.05, min_norm=0.01), rate=0.05)
+        start = norms_of(model)
+        logger = NormLogger()
+        fit(model, 60, *callbacks, logger)
+        norms = {
+            layer.name: np.array([row[f"norm/{layer.name}"] for row in logger.record])
+            for layer in model.layers
+        }
+        return start, norms
+
+    start, plain = run()
+    least = min(n.min() / s for n, s in zip(plain.values(), start, strict=True))
+    assert least < 0.1
+    _, balanced = run(ScaleBalancer())
+    rows = np.array(list(balanced.values()))[:, 1:]  # all but the one before epoch 1
+    np.testing.assert_allclose(rows, rows[:1].repeat(4, axis=0), rtol=1e-5)
+
+
+def test_a_model_that_is_built_by_its_first_batch():
+    model = keras.Sequential([layers.Dense(8, "relu"), layers.Dense(4)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    balancer = ScaleBalancer()
+    fit(model, 2, balancer)
+    np.testing.assert_allclose(norms_of(model), norms_of(model)[0], rtol=1e-6)
+    assert len(balancer.record) == 2
+
+
+def test_stands_in_the_logs_of_later_callbacks_and_on_the_plot(tmp_path):
+    model = make_model()
+    logger = NormLogger()
+    path = tmp_path / "log.csv"
+    fit(model, 2, ScaleBalancer(), logger, keras.callbacks.CSVLogger(path))
+    assert "scale_shift" in path.read_text().splitlines()[0]
+    plotting.plot_norms(logger)
+
+
+def test_says_before_training_that_it_can_not_be_done():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(4)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Subclassed()
+    model.build((None, 8))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="Expected a built Sequential or Functional"):
+        fit(model, 1, ScaleBalancer())
+    with pytest.raises(ValueError, match="argument `optimizer`.*Received: Ftrl"):
+        fit(make_model(optimizer=optimizers.Ftrl(0.1)), 1, ScaleBalancer())
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True, "1"])
+def test_every_is_a_positive_int(every):
+    with pytest.raises(ValueError, match="argument `every`. Expected a positive int"):
+        ScaleBalancer(every=every)
+
+
+def test_can_be_pickled_and_goes_on(tmp_path):
+    import pickle
+
+    balancer = ScaleBalancer(every=1)
+    model = make_model()
+    fit(model, 1, balancer)
+    copy = pickle.loads(pickle.dumps(balancer))
+    assert copy.record == balancer.record
+    fit(model, 1, copy)
+    assert len(copy.record) == 2
+
+
+def test_a_network_with_normalization_and_shortcuts():
+    spec = [("projection shortcut", "relu"), ("batch norm", "relu")]
+    model = networks.build(spec)
+    model.compile("adam", "mse")
+    x = RNG.normal(size=(32, networks.WIDTH)).astype("float32")
+    balancer = ScaleBalancer()
+    model.fit(x, x[:, :3], epochs=2, verbose=0, callbacks=[balancer])
+    assert all(row["scale_shift"] > 0 for row in balancer.record)

@@ -1,0 +1,294 @@
+import keras
+import pytest
+from keras import layers
+
+from keras_weissi import scale_groups
+
+
+def dense(name, activation="relu", **kwargs):
+    return layers.Dense(4, activation, name=name, **kwargs)
+
+
+def free(model):
+    """The free groups: the layers in each, and the kernels in and out, sorted."""
+    groups = scale_groups(model)
+    return {
+        tuple(sorted(group.layers)): (
+            sorted(e.kernel.name for e in groups.edges if e.target == group.index),
+            sorted(e.kernel.name for e in groups.edges if e.source == group.index),
+        )
+        for group in groups.free
+    }
+
+
+def reasons(model):
+    return {pin for group in scale_groups(model).pinned for pin in group.pins}
+
+
+def test_a_chain_has_a_free_group_between_any_two_kernels():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1), name="x"),
+            layers.Conv2D(4, 3, activation="relu", name="a"),
+            layers.MaxPooling2D(name="pool"),
+            layers.Flatten(name="flat"),
+            dense("b"),
+            dense("c", "softmax"),
+        ]
+    )
+    assert free(model) == {
+        ("a", "flat", "pool"): (["a"], ["b"]),
+        ("b",): (["b"], ["c"]),
+    }
+    assert reasons(model) == {
+        ("x", "an input of the model"),
+        ("c", "softmax is not homogeneous"),
+        ("c", "an output of the model"),
+    }
+
+
+def test_shortcuts_tie_what_they_join():
+    x = inputs = keras.Input((4,))
+    x = dense("stem")(x)
+    x = layers.Add(name="add")([x, dense("b", None)(dense("a")(x))])
+    x = layers.Add(name="add2")([dense("p", None)(x), dense("d", None)(dense("c")(x))])
+    model = keras.Model(inputs, dense("logits", None)(x))
+    assert free(model) == {
+        ("add", "b", "stem"): (["b", "stem"], ["a", "c", "p"]),
+        ("a",): (["a"], ["b"]),
+        ("add2", "d", "p"): (["d", "p"], ["logits"]),
+        ("c",): (["c"], ["d"]),
+    }
+
+
+def test_a_shared_layer_ties_its_calls():
+    shared = dense("shared")
+    x = inputs = keras.Input((4,))
+    y, z = shared(dense("a")(x)), shared(dense("b")(x))
+    model = keras.Model(
+        inputs, dense("out", None)(layers.Concatenate(name="cat")([y, z]))
+    )
+    assert free(model) == {
+        ("a", "b"): (["a", "b"], ["shared"]),
+        ("cat", "shared"): (["shared"], ["out"]),
+    }
+
+
+def test_a_shared_activation_without_weights_ties_nothing():
+    relu = layers.ReLU(name="relu")
+    x = inputs = keras.Input((4,))
+    x = relu(dense("a", None)(x))
+    x = relu(dense("b", None)(x))
+    model = keras.Model(inputs, dense("c", None)(x))
+    assert free(model) == {
+        ("a", "relu"): (["a"], ["b"]),
+        ("b", "relu"): (["b"], ["c"]),
+    }
+
+
+def test_nested_models_are_seen_through():
+    inner_input = keras.Input((4,))
+    inner = keras.Model(
+        inner_input, dense("i2", None)(dense("i1")(inner_input)), name="inner"
+    )
+    sequential = keras.Sequential([keras.Input((4,)), dense("s1")], name="seq")
+    model = keras.Sequential([keras.Input((4,)), dense("a"), inner, sequential])
+    model.add(dense("b", None))
+    assert free(model) == {
+        ("a",): (["a"], ["inner/i1"]),
+        ("i1",): (["inner/i1"], ["inner/i2"]),
+        ("i2",): (["inner/i2"], ["seq/s1"]),
+        ("s1",): (["seq/s1"], ["b"]),
+    }
+
+
+def test_a_nested_model_called_twice_ties_its_calls():
+    inner = keras.Sequential([keras.Input((4,)), dense("i")], name="inner")
+    x = inputs = keras.Input((4,))
+    x = inner(dense("a")(x))
+    x = inner(dense("b")(x))
+    model = keras.Model(inputs, dense("c", None)(x))
+    assert free(model) == {
+        ("i",): (["inner/i"], ["b", "c"]),
+        ("a", "b"): (["a", "b"], ["inner/i"]),
+    }
+
+
+def test_several_inputs_and_outputs():
+    one, two = keras.Input((4,), name="one"), keras.Input((4,), name="two")
+    x = layers.Concatenate(name="cat")([dense("a")(one), dense("b")(two)])
+    y = dense("y")(x)
+    model = keras.Model([one, two], [dense("head", None)(y), y])
+    assert free(model) == {("a", "b", "cat"): (["a", "b"], ["y"])}
+
+
+def test_a_nested_model_with_named_inputs():
+    def inner(inputs):
+        y = layers.Concatenate()([dense("ia")(inputs["a"]), dense("ib")(inputs["b"])])
+        return keras.Model(inputs, y, name="inner")
+
+    x = keras.Input((4,))
+    called = inner({"b": keras.Input((4,)), "a": keras.Input((4,))})
+    given = {"a": dense("a")(x), "b": dense("b")(x)}
+    model = keras.Model(x, dense("c", None)(called(given)))
+    groups = {layers[0]: edges for layers, edges in free(model).items()}
+    assert groups["a"] == (["a"], ["inner/ia"])
+    assert groups["b"] == (["b"], ["inner/ib"])
+
+
+def test_arguments_that_can_not_be_told_apart_are_pinned():
+    names = ("a", "b")
+    inputs = [keras.Input((4,), name=name) for name in names]
+    inner = keras.Model(
+        inputs,
+        layers.Add()([dense(f"i{x.name}")(x) for x in inputs]),
+        name="inner",
+    )
+    x = keras.Input((4,))
+    given = {name: dense(f"o{name}")(x) for name in names}
+    model = keras.Model(x, dense("c", None)(inner(given)))
+    assert free(model) == {}
+    assert ("inner", "it is not clear which argument becomes which of its inputs") in (
+        reasons(model)
+    )
+
+
+def test_normalization_pins_what_it_takes_and_frees_what_it_returns():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            dense("a"),
+            layers.BatchNormalization(name="bn"),
+            layers.ReLU(name="relu"),
+            dense("b", None),
+        ]
+    )
+    assert free(model) == {("bn", "relu"): (["bn"], ["b"])}
+    assert ("bn", "its input is normalized, up to epsilon") in reasons(model)
+    assert [edge.is_gamma for edge in scale_groups(model).edges] == [False, True, False]
+
+
+def test_a_separable_convolution_has_a_group_inside():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.SeparableConv2D(4, 3, name="sep"),
+            layers.Conv2D(2, 1, name="out"),
+        ]
+    )
+    assert free(model) == {
+        ("sep",): (["sep/pointwise_kernel"], ["out"]),
+        ("inside sep",): (["sep/depthwise_kernel"], ["sep/pointwise_kernel"]),
+    }
+
+
+def test_time_distributed_is_seen_through():
+    model = keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            layers.TimeDistributed(dense("a"), name="every_step"),
+            layers.TimeDistributed(keras.Sequential([keras.Input((4,)), dense("b")])),
+            layers.Conv1D(2, 1, name="c"),
+        ]
+    )
+    assert [
+        [name.split("/")[-1] for name in into + out]
+        for into, out in free(model).values()
+    ] == [["a", "b"], ["b", "c"]]
+
+
+class Custom(layers.Layer):
+    def __init__(self, layer, **kwargs):
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def call(self, x):
+        return x + self.layer(x)
+
+
+def test_a_custom_layer_pins_and_so_do_the_layers_it_holds():
+    held = dense("held")
+    model = keras.Sequential(
+        [keras.Input((4,)), dense("a"), Custom(held, name="mine"), dense("b", None)]
+    )
+    assert free(model) == {}
+    assert ("mine", "Custom is not known to be homogeneous") in reasons(model)
+    x = inputs = keras.Input((4,))
+    x = held(dense("a")(x))
+    x = dense("c", None)(dense("b")(x))
+    y = Custom(held, name="mine")(inputs)
+    model = keras.Model(inputs, [x, y])
+    assert ("held", "it shares a weight with mine") in reasons(model)
+    assert list(free(model)) == [("b",)]
+
+
+def test_a_weight_that_two_layers_share_is_not_scaled():
+    a, b = dense("a"), dense("b")
+    x = inputs = keras.Input((4,))
+    model = keras.Model(inputs, dense("c", None)(b(a(x))))
+    assert len(free(model)) == 2
+    b._tracker.unlock()  # Keras has no public way to tie weights
+    b._trainable_variables[0] = b._kernel = a.kernel
+    assert free(model) == {}
+    assert ("b", "it shares a weight with a") in reasons(model)
+
+
+def test_a_functional_model_with_a_call_of_its_own_is_not_guessed_at():
+    class Odd(keras.Model):
+        def call(self, x):
+            return super().call(x) + 1.0
+
+    class Plain(keras.Model):
+        def train_step(self, *args):
+            return super().train_step(*args)
+
+    def made(kind):
+        inputs = keras.Input((4,))
+        return kind(inputs, dense("b", None)(dense("a")(inputs)))
+
+    assert len(free(made(Plain))) == 1
+    with pytest.raises(ValueError, match="of class .*Odd"):
+        scale_groups(made(Odd))
+    outer = keras.Sequential([keras.Input((4,)), dense("o"), made(Odd)])
+    outer.add(dense("p", None))
+    assert free(outer) == {}
+
+
+def test_a_branch_that_is_not_used_is_pinned():
+    inner_input = keras.Input((4,))
+    y = dense("i")(inner_input)
+    inner = keras.Model(inner_input, [dense("used")(y), dense("unused")(y)])
+    x = inputs = keras.Input((4,))
+    model = keras.Model(inputs, dense("out", None)(inner(dense("a")(x))[0]))
+    assert set(free(model)) == {("a",), ("i",), ("used",)}
+    assert ("the model", "it does not use what is computed here") in reasons(model)
+
+
+def test_models_that_keras_can_not_show_are_refused():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = dense("d")
+
+        def call(self, x):
+            return self.dense(x)
+
+    subclassed = Subclassed()
+    subclassed.build((None, 4))
+    for model in (subclassed, keras.Sequential([dense("a")])):
+        with pytest.raises(ValueError, match="Expected a built Sequential or Funct"):
+            scale_groups(model)
+    with pytest.raises(ValueError, match="Expected a keras.Model. Received: .*3"):
+        scale_groups(3)
+
+
+def test_prints_as_tables():
+    x = inputs = keras.Input((4,), name="x")
+    for i in range(3):
+        x = layers.Add(name=f"add{i}")([x, dense(f"b{i}", None)(dense(f"a{i}")(x))])
+    model = keras.Model(inputs, dense("out", None)(dense("in", None)(x)))
+    text = str(scale_groups(model))
+    assert "x: an input of the model" in text
+    assert "x, b0, … add2 (7 in all)" in text
+    assert "6 groups, 4 of them free" in text
+    assert repr(scale_groups(model)) == text

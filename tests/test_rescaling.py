@@ -1,0 +1,204 @@
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, float64, to_numpy
+from keras import layers, optimizers
+
+from keras_weissi.rescaling import _POWERS, optimizer_of, rescale, state_of
+
+ALL = {
+    "SGD": lambda: optimizers.SGD(0.01, momentum=0.9),
+    "SGD, Nesterov": lambda: optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+    "SGD, no momentum": lambda: optimizers.SGD(0.01),
+    "Adam": lambda: optimizers.Adam(0.01, epsilon=1e-30),
+    "Adam, AMSGrad": lambda: optimizers.Adam(0.01, amsgrad=True, epsilon=1e-30),
+    "AdamW": lambda: optimizers.AdamW(0.01, epsilon=1e-30),
+    "Adamax": lambda: optimizers.Adamax(0.01, epsilon=1e-30),
+    "Nadam": lambda: optimizers.Nadam(0.01, epsilon=1e-30),
+    "Lamb": lambda: optimizers.Lamb(0.01, epsilon=1e-30),
+    "Lion": lambda: optimizers.Lion(0.01),
+    "RMSprop": lambda: optimizers.RMSprop(
+        0.01, momentum=0.9, centered=True, epsilon=1e-30
+    ),
+    "Adagrad": lambda: optimizers.Adagrad(
+        0.01, initial_accumulator_value=0.0, epsilon=1e-30
+    ),
+    "Adadelta": lambda: optimizers.Adadelta(0.01, epsilon=1e-30),
+    "loss scaling": lambda: optimizers.LossScaleOptimizer(
+        optimizers.SGD(0.01, momentum=0.9)
+    ),
+}
+
+
+def variable_and_optimizer(make, value=(1.0, -2.0, 3.0), dtype=None):
+    variable = keras.Variable(np.array(value), dtype=dtype, name="w")
+    optimizer = make()
+    optimizer.build([variable])
+    return variable, optimizer
+
+
+def step(optimizer, variable, gradient):
+    optimizer.apply([keras.ops.cast(np.array(gradient), variable.dtype)], [variable])
+
+
+def slots(optimizer, variable):
+    return [to_numpy(slot) for slot, _ in state_of(optimizer)[id(variable)]]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_is_as_if_training_had_gone_on_with_the_new_weights(name):
+    """Trains two copies, one of which is scaled on the way.
+
+    Its gradients are divided by c from then on. What the optimizer remembers has to
+    stay in the same proportion, whatever it computes from old and new gradients.
+    """
+    c = 64.0
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(4, 3))
+    plain, plain_optimizer = variable_and_optimizer(ALL[name])
+    scaled, scaled_optimizer = variable_and_optimizer(ALL[name])
+    for gradient in gradients[:2]:
+        step(plain_optimizer, plain, gradient)
+        step(scaled_optimizer, scaled, gradient)
+    rescale([(scaled, c)], scaled_optimizer)
+    np.testing.assert_array_equal(to_numpy(scaled), c * to_numpy(plain))
+    for gradient in gradients[2:]:
+        before = slots(plain_optimizer, plain)
+        step(plain_optimizer, plain, gradient)
+        step(scaled_optimizer, scaled, gradient / c)
+    powers = [power for _, power in state_of(plain_optimizer)[id(plain)]]
+    after = slots(plain_optimizer, plain)
+    other = slots(scaled_optimizer, scaled)
+    for old, one, two, power in zip(before, after, other, powers, strict=True):
+        assert not np.array_equal(one, old)
+        np.testing.assert_allclose(two, one * c**power, rtol=1e-5)
+
+
+def test_every_optimizer_of_the_table_is_tested():
+    assert {type(make()).__name__ for make in ALL.values()} == {
+        *_POWERS,
+        "LossScaleOptimizer",
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_keras_still_keeps_its_state_where_it_is_looked_for(name):
+    make = ALL[name]
+    variable, optimizer = variable_and_optimizer(make)
+    found = {id(slot) for slot, _ in state_of(optimizer)[id(variable)]}
+    arrays = {id(v) for v in optimizer.variables if tuple(v.shape) == (3,)}
+    assert found == arrays
+
+
+def test_moving_averages_and_accumulated_gradients_are_carried():
+    def make():
+        return optimizers.SGD(
+            0.1, use_ema=True, ema_momentum=0.5, gradient_accumulation_steps=3
+        )
+
+    variable, optimizer = variable_and_optimizer(make)
+    for _ in range(4):
+        step(optimizer, variable, (1.0, 1.0, 1.0))
+    before = {power: to_numpy(s) for s, power in state_of(optimizer)[id(variable)]}
+    assert set(before) == {-1, 1} and np.abs(before[-1]).min() > 0
+    rescale([(variable, 4.0)], optimizer)
+    after = {power: to_numpy(s) for s, power in state_of(optimizer)[id(variable)]}
+    np.testing.assert_array_equal(after[1], before[1] * 4)
+    np.testing.assert_array_equal(after[-1], before[-1] / 4)
+
+
+def test_unknown_optimizers_are_named_before_anything_is_changed():
+    class MySGD(optimizers.SGD):
+        pass
+
+    class SGD(optimizers.SGD):  # the name alone does not make it known
+        pass
+
+    for kind in (MySGD, SGD, optimizers.Ftrl, optimizers.Adafactor):
+        variable, optimizer = variable_and_optimizer(lambda kind=kind: kind(0.1))
+        with pytest.raises(ValueError, match=f"`optimizer`.*Received: {kind.__name__}"):
+            rescale([(variable, 2.0)], optimizer)
+        assert to_numpy(variable).tolist() == [1.0, -2.0, 3.0]
+
+
+def test_state_that_is_not_known_is_refused():
+    variable, optimizer = variable_and_optimizer(lambda: optimizers.SGD(0.1))
+    optimizer.add_variable_from_reference(variable, "novelty")
+    with pytest.raises(ValueError, match="novelty"):
+        state_of(optimizer)
+
+
+def test_an_optimizer_that_has_not_trained_keeps_nothing():
+    assert state_of(optimizers.Adam()) == state_of(None) == {}
+
+
+def test_the_argument_for_the_optimizer():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    other = optimizers.Adam()
+    assert optimizer_of(model, True) is None
+    model.compile("sgd", "mse")
+    assert optimizer_of(model, True) is model.optimizer
+    assert optimizer_of(model, False) is None
+    assert optimizer_of(model, other) is other
+    with pytest.raises(ValueError, match="argument `optimizer`.*Received: .*'sgd'"):
+        optimizer_of(model, "sgd")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "factor"),
+    [
+        ((1e30, 1.0), "float32", 1e10),
+        ((1e-30, 1e-31), "float32", 1e-10),
+        ((1e4, 1.0), "float16", 10.0),
+        ((1.0, -np.inf), "float32", 2.0),
+        ((1.0, np.nan), "float32", 2.0),
+    ],
+)
+def test_what_leaves_the_range_of_its_dtype_is_refused_as_a_whole(value, dtype, factor):
+    fine = keras.Variable(np.ones(2), name="fine")
+    variable = keras.Variable(np.array(value), dtype=dtype, name="extreme")
+    with pytest.raises(ValueError, match=f"extreme.*range of {dtype}"):
+        rescale([(fine, 2.0), (variable, factor)])
+    assert to_numpy(fine).tolist() == [1.0, 1.0]
+
+
+def test_zeros_and_vanishing_state_are_no_obstacle():
+    variable, optimizer = variable_and_optimizer(
+        lambda: optimizers.Adam(0.1), (0.0, 0.0)
+    )
+    step(optimizer, variable, (1e-15, 1e-15))
+    variable.assign([0.0, 0.0])
+    rescale([(variable, 1e10)], optimizer)
+    assert to_numpy(variable).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_rounded_once(dtype):
+    rng = np.random.default_rng(0)
+    variable = keras.Variable(rng.normal(size=2000), dtype=dtype)
+    value = to_numpy(keras.ops.cast(variable.value, "float32")).astype("float64")
+    factor = 1.2345678
+    rescale([(variable, factor)])
+    after = to_numpy(keras.ops.cast(variable.value, "float32"))
+    expected = keras.ops.cast(
+        keras.ops.convert_to_tensor((value * factor).astype("float32")), dtype
+    )
+    expected = to_numpy(keras.ops.cast(expected, "float32"))
+    np.testing.assert_array_equal(after, expected)
+    assert variable.dtype == dtype
+
+
+def test_float64_is_exact():
+    with float64():
+        variable = keras.Variable(np.array([1.0 / 3, 1e-9]), dtype="float64")
+        rescale([(variable, np.pi)])
+        np.testing.assert_array_equal(
+            to_numpy(variable), np.array([1.0 / 3, 1e-9]) * np.pi
+        )
+
+
+def test_a_factor_of_one_touches_nothing():
+    variable, optimizer = variable_and_optimizer(ALL["SGD"])
+    value = variable.value
+    rescale([(variable, 1.0)], optimizer)
+    assert variable.value is value or BACKEND != "jax"
