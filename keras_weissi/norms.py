@@ -22,7 +22,8 @@ from keras_weissi.tables import (
     format_share,
 )
 
-_CHUNK = 2**18  # elements: 2 MB of float64, which a processor's cache holds
+# Variables of more elements are brought to the host in pieces of about this many.
+PIECE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,23 +205,34 @@ def norm_table(model, print_fn=print):
 def host_norm(variable):
     """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 
-    For a single look: it brings the whole variable to the host, but compiles nothing.
-    The float64 copy is made piece by piece, so that a large kernel needs no second one.
+    For a single look: it compiles nothing. What is on the host at a time is a small
+    part of a large kernel.
     """
-    flat = host_value(variable).reshape(-1)
     squares = 0.0
-    for start in range(0, flat.size, _CHUNK):
-        chunk = flat[start : start + _CHUNK].astype("float64")
-        squares += float(chunk @ chunk)
+    for piece in host_pieces(variable):
+        flat = piece.astype("float64").ravel()
+        squares += float(flat @ flat)
     return math.sqrt(squares)
 
 
-def host_value(variable):
-    """Returns the value of a variable as a float32 or float64 NumPy array."""
-    value = variable.value
-    if variable.dtype != "float64":  # NumPy has no bfloat16
-        value = keras.ops.cast(value, "float32")
-    return keras.ops.convert_to_numpy(value)
+def host_pieces(variable):
+    """Yields the value of a variable as NumPy arrays, some rows of a large one each.
+
+    Joined along the first axis they are the value. They are float64 for a float64
+    variable, and float32 for any other, also for those that NumPy has no dtype for.
+    """
+    shape = tuple(variable.shape)
+    dtype = "float64" if variable.dtype == "float64" else "float32"
+    if math.prod(shape) <= PIECE:
+        yield keras.ops.convert_to_numpy(keras.ops.cast(variable.value, dtype))
+        return
+    rows = max(1, PIECE // math.prod(shape[1:]))
+    for start in range(0, shape[0], rows):
+        # Not `value[start:...]`, which JAX compiles anew for every `start`.
+        corner = (start, *(0 for _ in shape[1:]))
+        extent = (min(rows, shape[0] - start), *shape[1:])
+        piece = keras.ops.slice(variable.value, corner, extent)
+        yield keras.ops.convert_to_numpy(keras.ops.cast(piece, dtype))
 
 
 def _sublayers(layer):

@@ -4,10 +4,12 @@ If a weight is multiplied by c, its gradient is divided by c, and so must be wha
 the optimizer keeps in proportion to the gradient.
 """
 
+import math
+
 import keras
 import numpy as np
 
-from keras_weissi.norms import host_value
+from keras_weissi.norms import PIECE, host_pieces
 
 # For each optimizer, the power of c by which its variables go. The names are those of
 # the optimizer's attributes, without an underscore in front.
@@ -137,8 +139,8 @@ def state_of(optimizer):
 
 
 def _check(variable, factor, or_zero=False):
-    largest = float(np.abs(keras.ops.convert_to_numpy(_extent(variable))).max())
-    result = largest * factor
+    largest = np.max([np.abs(p).max(initial=0.0) for p in host_pieces(variable)])
+    result = float(largest) * factor
     low, high = _RANGES[variable.dtype]
     if np.isfinite(result) and result <= high:
         if result >= low or or_zero or largest == 0.0:
@@ -150,18 +152,15 @@ def _check(variable, factor, or_zero=False):
     )
 
 
-def _extent(variable):
-    value = variable.value
-    return keras.ops.cast(
-        keras.ops.stack([keras.ops.min(value), keras.ops.max(value)]),
-        "float64" if variable.dtype == "float64" else "float32",
-    )
-
-
 def _multiply(variable, factor):
-    if variable.dtype in ("float16", "bfloat16"):
-        value = keras.ops.convert_to_tensor(host_value(variable) * np.float64(factor))
-        variable.assign(keras.ops.cast(value, variable.dtype))
-    else:
+    is_half = variable.dtype in ("float16", "bfloat16")
+    if not is_half and math.prod(variable.shape) > PIECE:
         # On the device: a large kernel gets by with one copy of itself.
         variable.assign(keras.ops.multiply(variable.value, factor))
+        return
+    pieces = [p.astype("float64") * factor for p in host_pieces(variable)]
+    if is_half:
+        pieces = [keras.ops.cast(piece, variable.dtype) for piece in pieces]
+        variable.assign(keras.ops.concatenate(pieces) if pieces[1:] else pieces[0])
+    else:
+        variable.assign(pieces[0].astype(variable.dtype))

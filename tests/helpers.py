@@ -60,7 +60,7 @@ def float64():
         yield
 
 
-def run_python(*arguments, timeout=300, **environment):
+def run_python(*arguments, timeout=300, cwd=None, **environment):
     """Runs a new Python process on the backend under test; returns its result."""
     env = {**os.environ, "KERAS_BACKEND": BACKEND, **environment}
     return subprocess.run(
@@ -68,6 +68,7 @@ def run_python(*arguments, timeout=300, **environment):
         capture_output=True,
         text=True,
         timeout=timeout,
+        cwd=cwd,
         env=env,
     )
 
