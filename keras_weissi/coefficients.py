@@ -183,15 +183,17 @@ def _unbalanced(groups, chosen, plain):
         if len(into) == len(out):
             continue
         reason = (
-            f"{_listed(names, into)} before and {_listed(names, out)} after the "
-            f"outputs of {group.layers[0]!r}"
+            f"{_listed(names, into)} to the outputs of {group.layers[0]!r}, but "
+            f"{_listed(names, out)} on from them"
         )
         gammas = np.flatnonzero(chosen & ~plain & enters)
         if len(gammas):
-            reason += f", which the gamma of {_listed(names, gammas)} scales as well"
+            by = _shortened([names[i] for i in gammas])
+            reason += f", and the gamma of {by} scales them as well"
         left_out = np.flatnonzero(~chosen & (enters | leaves))
         if len(left_out):
-            reason += f", next to {_listed(names, left_out)}, without a penalty"
+            others = _shortened([names[i] for i in left_out])
+            reason += f" (next to {others}, without a penalty)"
         reasons.append(reason)
     return reasons
 
@@ -200,21 +202,28 @@ def _statement(reasons, gammas):
     """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
     if not reasons:
         return "Plain WEISSI, with coefficient 1 on each kernel, is invariant."
-    more = f" (and in {len(reasons) - 1} more places)" if reasons[1:] else ""
     statement = (
-        "Plain WEISSI, with coefficient 1 on each kernel, is not invariant: scale can "
-        f"be shifted between {reasons[0]}{more}. With these coefficients it is"
+        "Plain WEISSI, with coefficient 1 on each kernel, is not invariant: "
+        f"{reasons[0]}"
     )
+    if reasons[1:]:
+        statement += f" (and {len(reasons) - 1} more like it)"
+    statement += ". With the coefficients above it is"
     if gammas:
         statement += (
-            f", if each gamma bears its own: the `layers` of `regularize` have to name "
-            f"{_listed(list(map(repr, gammas)), range(len(gammas)))}, too"
+            ", if each gamma bears its own: the `layers` of `regularize` have to name "
+            f"{_shortened(list(map(repr, gammas)))}, too"
         )
     return f"{statement}."
 
 
 def _listed(names, indices):
+    """Says how many kernels lead somewhere, and which."""
     if not len(indices):
-        return "no kernel"
-    shown = ", ".join(names[i] for i in indices[:3])
-    return shown + (f" and {len(indices) - 3} more" if len(indices) > 3 else "")
+        return "no kernel leads"
+    verb = "kernel leads" if len(indices) == 1 else "kernels lead"
+    return f"{len(indices)} {verb} ({_shortened([names[i] for i in indices])})"
+
+
+def _shortened(names):
+    return ", ".join(names[:3]) + (", …" if names[3:] else "")

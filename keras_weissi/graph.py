@@ -124,9 +124,9 @@ class Graph:
         ]
 
 
-def is_of_keras(layer):
-    """Whether the class of a layer is one that ships with Keras."""
-    return type(layer).__module__.split(".")[0] == "keras"
+def is_of_keras(thing):
+    """Whether the class of a layer, or of anything else, ships with Keras."""
+    return type(thing).__module__.split(".")[0] == "keras"
 
 
 def unwrapped(layer):

@@ -9,6 +9,7 @@ import math
 import keras
 import numpy as np
 
+from keras_weissi.graph import is_of_keras
 from keras_weissi.norms import PIECE, host_pieces
 
 # For each optimizer, the power of c by which its variables go. The names are those of
@@ -102,13 +103,15 @@ def state_of(optimizer):
     Raises:
         ValueError: If the optimizer is not known, or keeps something unknown.
     """
-    while type(optimizer) is keras.optimizers.LossScaleOptimizer:
+    loss_scaling = keras.optimizers.LossScaleOptimizer
+    while isinstance(optimizer, loss_scaling) and is_of_keras(optimizer):
         optimizer = optimizer.inner_optimizer
     if optimizer is None:
         return {}
+    # By name, as Keras has other classes of these names for PyTorch.
     kind = type(optimizer)
     powers = _POWERS.get(kind.__name__)
-    if powers is None or kind is not getattr(keras.optimizers, kind.__name__, None):
+    if powers is None or not is_of_keras(optimizer):
         raise ValueError(
             "Invalid value for argument `optimizer`. Expected one whose state can be "
             f"carried ({', '.join(sorted(_POWERS))}), or optimizer=False to leave its "

@@ -53,7 +53,8 @@ def test_projection_shortcuts_need_other_coefficients():
         expected |= {f"a{i}": 0.8, f"b{i}": 0.8, f"p{i}": 0.6}
     assert c == pytest.approx(expected)
     assert not c.plain_is_invariant
-    assert "scale can be shifted between 'stem' before and" in c.statement
+    assert "not invariant: 1 kernel leads ('stem') to the outputs of" in c.statement
+    assert "but 2 kernels lead (" in c.statement and "(and 1 more" in c.statement
 
 
 def test_the_coefficients_are_a_flow_and_the_nearest_to_one():
@@ -80,7 +81,7 @@ def test_a_gamma_that_feeds_a_free_group_gets_one_too():
     model = residual(projection=False, normalization=True, blocks=1)
     c = invariant_coefficients(model)
     assert not c.plain_is_invariant
-    assert "the gamma of 'bn0' scales as well" in c.statement
+    assert "the gamma of 'bn0' scales them as well" in c.statement
     assert "have to name 'bn0'" in c.statement
     assert c["b0"] == 0.0 and "b0" not in c
     assert "left out: normalized by bn0" in str(c)

@@ -52,6 +52,8 @@ def test_state_is_as_if_training_had_gone_on_with_the_new_weights(name):
     Its gradients are divided by c from then on. What the optimizer remembers has to
     stay in the same proportion, whatever it computes from old and new gradients.
     """
+    if name == "loss scaling" and BACKEND == "jax":
+        pytest.skip("Keras takes it inside of a compiled step alone on JAX")
     c = 64.0
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(4, 3))

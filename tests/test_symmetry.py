@@ -35,6 +35,15 @@ def precision(dtype):
     return float64() if dtype == "float64" else contextlib.nullcontext()
 
 
+def limit_of(dtype, spec):
+    """How near outputs have to be: to 1e-12 where Keras computes in float64."""
+    # On JAX and PyTorch, Keras takes means and normalizes in float32 at best.
+    is_normalized = any("norm" in kind for kind, _ in spec)
+    if dtype == "float32" or (is_normalized and BACKEND != "tensorflow"):
+        return 1e-5
+    return 1e-12
+
+
 def random_factors(model, seed, spread=1.5):
     """Factors of all kernels for random scales of all free groups."""
     rng = np.random.default_rng(seed)
@@ -77,32 +86,28 @@ def chain(**kwargs):
 
 
 @few
-@given(networks.specs, seeds, st.sampled_from([("float64", 1e-12), ("float32", 1e-5)]))
-def test_any_shift_leaves_the_outputs(spec, seed, dtype_and_limit):
-    dtype, limit = dtype_and_limit
+@given(networks.specs, seeds, st.sampled_from(["float64", "float32"]))
+def test_any_shift_leaves_the_outputs(spec, seed, dtype):
     with precision(dtype):
         model = networks.build(spec, seed, dtype)
         x = data(dtype)
         before, log_norm = outputs_of(model, x), weighted_log_norm(model)
         shift_scales(model, random_factors(model, seed))
-        assert relative_error(outputs_of(model, x), before) < limit
+        assert relative_error(outputs_of(model, x), before) < limit_of(dtype, spec)
         if dtype == "float64":
             assert abs(weighted_log_norm(model) - log_norm) < 1e-10
 
 
 @few
-@given(networks.specs, seeds, st.sampled_from([("float64", 1e-12), ("float32", 1e-5)]))
-def test_balancing_leaves_the_outputs_and_is_done_after_once(
-    spec, seed, dtype_and_limit
-):
-    dtype, limit = dtype_and_limit
+@given(networks.specs, seeds, st.sampled_from(["float64", "float32"]))
+def test_balancing_leaves_the_outputs_and_is_done_after_once(spec, seed, dtype):
     with precision(dtype):
         model = networks.build(spec, seed, dtype)
         x = data(dtype)
         before, log_norm = outputs_of(model, x), weighted_log_norm(model)
         shift_scales(model, random_factors(model, seed))
         balance_scales(model)
-        assert relative_error(outputs_of(model, x), before) < limit
+        assert relative_error(outputs_of(model, x), before) < limit_of(dtype, spec)
         if dtype == "float64":
             assert abs(weighted_log_norm(model) - log_norm) < 1e-10
         weights = weights_of(model)
