@@ -102,7 +102,7 @@ def invariant_coefficients(model, include_normalized=False):
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
     >>> c = invariant_coefficients(model)
     >>> {name: round(value, 2) for name, value in c.items()}
-    {'stem': 1.2, 'projection': 0.6, 'residual': 0.6, 'logits': 1.2}
+    {'stem': 1.2, 'residual': 0.6, 'projection': 0.6, 'logits': 1.2}
     >>> c.plain_is_invariant
     False
     >>> weighted = lambda layer: WEISSI(0.1 * c[layer.name])

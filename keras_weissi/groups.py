@@ -203,6 +203,7 @@ class _Finder:
         self._ties = []
         self._pins = []
         self._edges = []
+        self._layers = layers
         self._holders = _holders(layers)
         calls = collections.defaultdict(list)
         called = {id(graph.root)}
@@ -260,6 +261,9 @@ class _Finder:
             )
             for index in range(max(group_of) + 1)
         ]
+        # In the order of the layers, as everywhere else.
+        place = {id(layer): i for i, layer in enumerate(self._layers)}
+        self._edges.sort(key=lambda e: place[id(by_variable[id(e[0])].layer)])
         edges = [
             KernelEdge(
                 by_variable[id(variable)],

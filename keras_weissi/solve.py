@@ -1,13 +1,11 @@
 """The two problems on a graph of scale groups: the balanced scales, and a flow.
 
 The graph has one node for all pinned groups, `GROUND`, and one for each free group; its
-edges are kernels. Nothing here knows of a model.
+edges are kernels. Nothing here knows of a model. SciPy, which takes longer to import
+than all of this package, is imported when there is something to solve.
 """
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 # The node that stands for everything that is pinned.
 GROUND = 0
@@ -72,6 +70,8 @@ def balanced_log_scales(count, sources, targets, log_norms):
 
     solution = start
     if np.abs(gradient(start)).max() > 1e-12:
+        from scipy.optimize import minimize
+
         solution = minimize(
             value, start, jac=gradient, hess=hessian, method="trust-exact"
         ).x
@@ -160,6 +160,9 @@ def components(count, ends, connection):
     Returns:
         Int array, one element a node.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     ends = np.array(ends, "int64").reshape(-1, 2)
     graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), (count, count))
     _, labels = connected_components(graph, connection=connection)

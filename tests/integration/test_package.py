@@ -9,7 +9,10 @@ import re
 import pytest
 from helpers import BACKEND, ROOT, run_python
 
-MODULES = ["regularizers", "norms", "attach", "callbacks", "plotting"]
+MODULES = [
+    *("attach", "callbacks", "coefficients", "groups", "norms", "plotting"),
+    *("regularizers", "symmetry"),
+]
 
 
 def test_the_import_is_light():
@@ -40,7 +43,7 @@ def test_docstring_examples_run(module):
 def test_readme_snippets_run(tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 6
     assert len(snippets[0].strip().splitlines()) <= 15
     program = tmp_path / "readme.py"
     program.write_text("\n".join(snippets))
@@ -50,6 +53,32 @@ def test_readme_snippets_run(tmp_path, monkeypatch):
     assert {"model.keras", "log.csv", "norms.png"} <= {
         p.name for p in tmp_path.iterdir()
     }
+
+
+def test_symmetry_example(tmp_path):
+    out = tmp_path / "out"
+    result = run_python(ROOT / "examples" / "symmetry.py", "--epochs", 2, "--out", out)
+    assert result.returncode == 0, result.stderr
+    rows = {}
+    for line in result.stdout.splitlines():
+        name, *values = line.split() or [""]
+        if name in ("trained", "shifted", "balanced"):
+            rows[name] = [float(value.rstrip("%")) for value in values]
+    accuracies, moved, l2, weissi = zip(*rows.values(), strict=True)
+    assert len(set(accuracies)) == 1 and max(moved) < 1e-5
+    assert l2[1] > 20 * l2[0] > 20 * l2[2]
+    assert max(weissi) - min(weissi) < 2e-5
+    assert "6 groups, 4 of them free" in result.stdout
+    assert (out / "symmetry.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--epochs", "0"], ["--spread", "0"], ["--seed", "-1"]]
+)
+def test_symmetry_example_names_bad_values(arguments):
+    result = run_python(ROOT / "examples" / "symmetry.py", *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"argument {arguments[0]}: expected" in result.stderr.splitlines()[-1]
 
 
 def test_digits_example(tmp_path):
