@@ -90,8 +90,8 @@ def test_exact_fast_and_with_little_memory(name, tmp_path):
     result = json.loads(process.stdout.splitlines()[-1])
     print(BACKEND, name, {key: round(value, 15) for key, value in result.items()})
     assert 1e-6 < result["output"] < 1e6 and result["moved"] > 10
-    # On JAX and PyTorch, Keras takes means and normalizes in float32 at best.
-    exact = BACKEND == "tensorflow" or name == "VGG16"
+    # Keras takes means in float32 on JAX, and on PyTorch multiplies matrices in it.
+    exact = BACKEND == "tensorflow" or (BACKEND == "jax" and name == "VGG16")
     for what in ("shift", "balance"):
         assert result[f"{what} error"] < (1e-12 if exact else 1e-5)
         assert result[f"{what} seconds"] < 5
