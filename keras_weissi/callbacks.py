@@ -291,8 +291,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                     kernel.name,
                     f"The norm of kernel {kernel.name!r} is {norm:.3g}, not above "
                     f"min_norm={regularizer.min_norm:g} of its regularizer: the layer "
-                    "is collapsing (a smaller `log_norm` lets it live), or was "
-                    "initialized too small.",
+                    "is collapsing (a ScaleBalancer or a smaller `log_norm` lets it "
+                    "live), or was initialized too small.",
                 )
 
     def _warn_once(self, what, name, message):
