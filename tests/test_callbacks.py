@@ -441,11 +441,12 @@ def test_a_model_that_is_never_built_is_watched_all_the_same():
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="others trace or differentiate it")
 def test_a_regularizer_that_only_runs_eagerly():
-    def by_numpy(x):
-        total = np.abs(keras.ops.convert_to_numpy(x)).sum()
-        return keras.ops.convert_to_tensor(float(total))
+    class ByNumpy(keras.regularizers.Regularizer):
+        def __call__(self, x):
+            total = np.abs(keras.ops.convert_to_numpy(x)).sum()
+            return keras.ops.convert_to_tensor(float(total))
 
-    model = make_model(by_numpy)
+    model = make_model(ByNumpy())
     model.compile("sgd", "mse", run_eagerly=True)
     history = fit(model, NormLogger(), epochs=1).history
     assert history["regularization_loss"][0] == pytest.approx(
