@@ -321,6 +321,9 @@ class ScaleBalancer(keras.callbacks.Callback):
     Args:
         every: int. Balances after so many epochs, counted from the first of the model:
             after epochs `every`, `2 * every`, and so on. Defaults to `1`.
+        optimizer: bool. Whether to carry the state of the optimizer, which has to be
+            one that `balance_scales` knows; `False` leaves it as it is.
+            Defaults to `True`.
 
     Attributes:
         record: List of dicts, one each time it balanced, through later calls of `fit`
@@ -353,7 +356,7 @@ class ScaleBalancer(keras.callbacks.Callback):
     # Nothing is read or changed between batches.
     async_safe = True
 
-    def __init__(self, every=1):
+    def __init__(self, every=1, optimizer=True):
         super().__init__()
         is_count = isinstance(every, numbers.Integral) and not isinstance(every, bool)
         if not is_count or every < 1:
@@ -361,7 +364,13 @@ class ScaleBalancer(keras.callbacks.Callback):
                 "Invalid value for argument `every`. Expected a positive int. "
                 f"Received: every={every!r}"
             )
+        if not isinstance(optimizer, bool):
+            raise ValueError(
+                "Invalid value for argument `optimizer`. Expected a bool. "
+                f"Received: optimizer={optimizer!r}"
+            )
         self.every = every
+        self.optimizer = optimizer
         self.record = []
         self._groups = None
 
@@ -374,7 +383,7 @@ class ScaleBalancer(keras.callbacks.Callback):
         model = self.model
         # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
         self._groups = scale_groups(model) if model.built else None
-        state_of(model.optimizer)
+        state_of(model.optimizer if self.optimizer else None)
 
     def on_epoch_end(self, epoch, logs=None):
         """Balances the model if it is due, and says so in `logs`."""
@@ -385,7 +394,7 @@ class ScaleBalancer(keras.callbacks.Callback):
         model = self.model  # on JAX, brings the state of training to the model
         if self._groups is None:
             self._groups = scale_groups(model)
-        rows = balance(model, self._groups)
+        rows = balance(model, self._groups, self.optimizer)
         shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
         logs["scale_shift"] = shift
         record = {"epoch": epoch + 1, "scale_shift": shift}

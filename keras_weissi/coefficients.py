@@ -1,7 +1,9 @@
 """How much of the penalty each kernel has to bear for the sum to be invariant."""
 
+import collections
 import dataclasses
 
+import keras
 import numpy as np
 
 from keras_weissi.graph import Graph
@@ -31,8 +33,9 @@ class CoefficientRow:
 class InvariantCoefficients(dict):
     """Coefficients by the names of layers, as `invariant_coefficients` returns them.
 
-    Its items are the layers that bear a penalty. Of those to be left out, the
-    coefficient is 0 if it is asked for. Prints as a table with a plain statement.
+    Its items are what bears a penalty, by names that are unique in the model. It can be
+    asked by the name of any layer, of a kernel, or by a layer itself; of those to be
+    left out, the coefficient is 0. Prints as a table with a plain statement.
 
     Attributes:
         plain_is_invariant: bool, whether the sum of the log norms of the kernels,
@@ -41,20 +44,22 @@ class InvariantCoefficients(dict):
         table: `KernelTable` of `CoefficientRow`.
     """
 
-    def __init__(self, coefficients, others, plain_is_invariant, statement, table):
+    def __init__(self, coefficients, known, plain_is_invariant, statement, table):
         super().__init__(coefficients)
-        self._others = others
+        self._known = known
         self.plain_is_invariant = plain_is_invariant
         self.statement = statement
         self.table = table
 
-    def __missing__(self, name):
-        found = set(self._others.get(name, ()))
+    def __getitem__(self, name):
+        key = id(name) if isinstance(name, keras.Layer) else name
+        found = self._known.get(key, set())
         if len(found) == 1:
-            return found.pop()
+            return next(iter(found))
         if found:
             raise KeyError(
-                f"several layers are called {name!r}: ask by the names in the table"
+                f"several layers are called {name!r}: ask with the layer itself, as in "
+                "`coefficients[layer]`"
             )
         raise KeyError(f"no layer with a kernel is called {name!r}")
 
@@ -73,13 +78,14 @@ def invariant_coefficients(model, include_normalized=False):
     positive ones that are nearest to 1. In a chain of layers, and in a residual network
     with identity shortcuts, all are 1; with projection shortcuts they are not.
 
-    The gamma of a normalization can take up the scale of the kernels behind it, so it
-    needs a coefficient, too. `regularize` puts a penalty on it if it is named.
+    The gamma of a normalization can take up the scale of the kernels behind it. Where
+    that makes the penalty on them vary, it gets a coefficient, too; `regularize` puts a
+    penalty on it if it is named. Frozen kernels count as the others do.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
-        include_normalized: bool, as for `regularize`: whether kernels straight before a
-            normalization layer bear a penalty. Defaults to `False`.
+        include_normalized: bool, the same as for `regularize`: whether kernels straight
+            before a normalization layer bear a penalty. Defaults to `False`.
 
     Returns:
         `InvariantCoefficients`, a dict from the names of layers to floats. Layers with
@@ -88,7 +94,8 @@ def invariant_coefficients(model, include_normalized=False):
         is invariant on this model without it.
 
     Raises:
-        ValueError: If the model is not built, or a subclassed one.
+        ValueError: If the model is not built, or a subclassed one, or an argument is
+            invalid.
 
     Example:
 
@@ -105,9 +112,13 @@ def invariant_coefficients(model, include_normalized=False):
     {'stem': 1.2, 'residual': 0.6, 'projection': 0.6, 'logits': 1.2}
     >>> c.plain_is_invariant
     False
-    >>> weighted = lambda layer: WEISSI(0.1 * c[layer.name])
-    >>> report = regularize(model, weighted, layers=list(c))
+    >>> report = regularize(model, {k: WEISSI(0.1 * v) for k, v in c.items()})
     """
+    if not isinstance(include_normalized, bool):
+        raise ValueError(
+            "Invalid value for argument `include_normalized`. Expected a bool. "
+            f"Received: include_normalized={include_normalized!r}"
+        )
     groups = scale_groups(model)
     graph = Graph(layers_of(model))
     edges = groups.edges
@@ -137,17 +148,20 @@ def invariant_coefficients(model, include_normalized=False):
             note = "left out: others that are left out can take up its scale"
         elif coefficient == _LEFT_OUT:
             note = "not needed: no kernel behind it bears a penalty"
-        name = edge.kernel.name + (" (gamma)" if edge.is_gamma else "")
-        rows.append((edge.kernel, CoefficientRow(name, coefficient, note)))
+        if edge.is_gamma:
+            note = f"gamma; {note}" if note else "gamma"
+        rows.append((edge.kernel, CoefficientRow(edge.kernel.name, coefficient, note)))
     known = {id(edge.kernel.variable) for edge in edges}
     for kernel in kernels(model, everything=True):
         if id(kernel.variable) not in known:
             row = CoefficientRow(kernel.name, 1.0, "its layer lets no scale pass")
             rows.append((kernel, row))
-    needed = [
-        e.kernel.name for e, c in zip(edges, flow, strict=True) if e.is_gamma and c
-    ]
-    statement = _statement(reasons, needed)
+    bearing = [row for kernel, row in rows if row.coefficient != _LEFT_OUT]
+    gammas = [edge for edge, c in zip(edges, flow, strict=True) if edge.is_gamma and c]
+    statement = (
+        f"{len(bearing) - len(gammas)} of {len(rows) - sum(e.is_gamma for e in edges)} "
+        f"kernels bear a penalty. {_statement(reasons, gammas, include_normalized)}"
+    )
     table = KernelTable(
         [row for _, row in rows],
         {"name": str, "coefficient": format_norm, "note": str},
@@ -156,19 +170,19 @@ def invariant_coefficients(model, include_normalized=False):
 
 
 def _by_name(rows):
-    """Returns a dict of what bears a penalty, and one of lists by any other name."""
-    layers = {}
+    """Returns a dict of what bears a penalty, and one of all that can be asked."""
+    layers = collections.defaultdict(set)
     for kernel, _ in rows:
-        layers.setdefault(kernel.layer.name, set()).add(id(kernel.layer))
-    coefficients, others = {}, {}
+        layers[kernel.layer.name].add(id(kernel.layer))
+    coefficients, known = {}, collections.defaultdict(set)
     for kernel, row in rows:
-        names = [kernel.layer.name, kernel.name]
-        key = names[len(layers[kernel.layer.name]) > 1]
+        name = kernel.layer.name
         if row.coefficient != _LEFT_OUT:
-            coefficients[key] = row.coefficient
-        for name in names:
-            others.setdefault(name, []).append(row.coefficient)
-    return coefficients, others
+            is_unique = len(layers[name]) == 1
+            coefficients[name if is_unique else kernel.name] = row.coefficient
+        for key in (name, kernel.name, id(kernel.layer)):
+            known[key].add(row.coefficient)
+    return coefficients, dict(known)
 
 
 def _unbalanced(groups, chosen, plain):
@@ -198,7 +212,7 @@ def _unbalanced(groups, chosen, plain):
     return reasons
 
 
-def _statement(reasons, gammas):
+def _statement(reasons, gammas, include_normalized):
     """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
     if not reasons:
         return "Plain WEISSI, with coefficient 1 on each kernel, is invariant."
@@ -210,10 +224,13 @@ def _statement(reasons, gammas):
         statement += f" (and {len(reasons) - 1} more like it)"
     statement += ". With the coefficients above it is"
     if gammas:
+        names = _shortened([repr(gamma.kernel.name) for gamma in gammas])
         statement += (
-            ", if each gamma bears its own: the `layers` of `regularize` have to name "
-            f"{_shortened(list(map(repr, gammas)))}, too"
+            f", if the gammas ({names}) bear theirs, too: `regularize` takes them from "
+            "a dict by name, or with `layers=list(coefficients)`"
         )
+    if include_normalized:
+        statement += "; give `regularize` the same `include_normalized=True`"
     return f"{statement}."
 
 

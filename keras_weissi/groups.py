@@ -114,14 +114,21 @@ class ScaleGroups:
         edges = KernelTable(
             [
                 _EdgeRow(
-                    edge.kernel.name + (" (gamma)" if edge.is_gamma else ""),
+                    edge.kernel.name,
+                    "gamma" if edge.is_gamma else "kernel",
                     tuple(edge.kernel.variable.shape),
                     str(edge.source),
                     str(edge.target),
                 )
                 for edge in self.edges
             ],
-            {"kernel": str, "shape": format_shape, "source": str, "target": str},
+            {
+                "name": str,
+                "weight": str,
+                "shape": format_shape,
+                "source": str,
+                "target": str,
+            },
         )
         return f"{groups}\n{edges}"
 
@@ -138,7 +145,8 @@ class _GroupRow:
 
 @dataclasses.dataclass(frozen=True)
 class _EdgeRow:
-    kernel: str
+    name: str
+    weight: str
     shape: tuple
     source: str
     target: str
@@ -184,12 +192,17 @@ def scale_groups(model):
         )
     layers = layers_of(model)
     graph = Graph(layers)
+    if graph.root is None and isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(
+            "Invalid value for argument `model`. Expected a built model: start it with "
+            "a keras.Input, or call `model.build(input_shape)` before. "
+            f"Received: model={model.name!r}, built=False"
+        )
     if graph.root is None:
         raise ValueError(
-            "Invalid value for argument `model`. Expected a built Sequential or "
-            "Functional model: of any other, Keras does not know which layer feeds "
-            f"which. Received: model={model.name!r} of class {type(model).__name__}, "
-            f"built={model.built}"
+            "Invalid value for argument `model`. Expected a Sequential or Functional "
+            "model: of any other, Keras does not know which layer feeds which. "
+            f"Received: model={model.name!r} of class {type(model).__name__}"
         )
     return _Finder(graph, layers).found(model)
 
@@ -207,15 +220,18 @@ class _Finder:
         self._holders = _holders(layers)
         calls = collections.defaultdict(list)
         called = {id(graph.root)}
+        prefixes = collections.defaultdict(str)
         for function in graph.functions:
             for node in nodes_of(function):
                 inputs = self._numbered(function, node.input_tensors)
                 outputs = self._numbered(function, node.output_tensors)
                 layer = unwrapped(node.operation)
                 inner = inner_function(layer)
+                name = prefixes[id(function)] + node.operation.name
                 for output in outputs:
-                    self._labels[output] = None if inner else node.operation.name
+                    self._labels[output] = None if inner else name
                 if inner is not None:
+                    prefixes[id(inner)] = f"{name}/"
                     called.add(id(inner))
                     self._enter(node, inner, inputs, outputs)
                 elif isinstance(layer, keras.layers.InputLayer):
@@ -244,37 +260,43 @@ class _Finder:
         """Returns the `ScaleGroups`."""
         everything = (*kernels(model, everything=True), *gammas(model))
         by_variable = {id(kernel.variable): kernel for kernel in everything}
-        count = len(self._labels)
-        group_of = components(count, self._ties, "weak")
-        pins = collections.defaultdict(dict)
-        for number, name, reason in self._pins:
-            pins[group_of[number]][name, reason] = None
-        self._pin_dead_ends(group_of, pins)
-        labels = collections.defaultdict(dict)
-        for number, label in enumerate(self._labels):
-            labels[group_of[number]].setdefault(label)
-        groups = [
-            ScaleGroup(
-                index,
-                tuple(label for label in labels[index] if label is not None),
-                tuple(pins[index]),
-            )
-            for index in range(max(group_of) + 1)
-        ]
         # In the order of the layers, as everywhere else.
         place = {id(layer): i for i, layer in enumerate(self._layers)}
         self._edges.sort(key=lambda e: place[id(by_variable[id(e[0])].layer)])
+        group_of = self._group_of()
+        count = max(group_of) + 1
+        pins = [{} for _ in range(count)]
+        for number, name, reason in self._pins:
+            pins[group_of[number]][name, reason] = None
+        self._pin_dead_ends(group_of, pins)
+        labels = [{} for _ in range(count)]
+        for number, label in enumerate(self._labels):
+            if label is not None:
+                labels[group_of[number]][label] = None
+        groups = [
+            ScaleGroup(index, tuple(labels[index]), tuple(pins[index]))
+            for index in range(count)
+        ]
         edges = [
             KernelEdge(
                 by_variable[id(variable)],
                 shifts,
-                int(group_of[source]),
-                int(group_of[target]),
+                group_of[source],
+                group_of[target],
                 is_gamma,
             )
             for variable, shifts, source, target, is_gamma in self._edges
         ]
         return ScaleGroups(groups, edges)
+
+    def _group_of(self):
+        """Numbers the groups as they come up from kernel to kernel, then the others."""
+        component = components(len(self._labels), self._ties, "weak").tolist()
+        ends = [end for _, _, *pair, _ in self._edges for end in pair]
+        in_order = dict.fromkeys(component[end] for end in ends)
+        in_order.update(dict.fromkeys(component))
+        group = {label: i for i, label in enumerate(in_order)}
+        return [group[label] for label in component]
 
     def _numbered(self, function, tensors):
         # The same tensor may be part of two functions, with a different value in each.
@@ -355,15 +377,14 @@ class _Finder:
         What is computed and not used, by a second output of a nested model for one,
         has no kernel behind it that could take up the factor.
         """
-        count = max(group_of) + 1
-        node = np.array([GROUND if i in pins else i + 1 for i in range(count)])
-        ends = [(s, t) for _, _, s, t, _ in self._edges]
-        sources, targets = node[group_of[np.array(ends, "int64").reshape(-1, 2)]].T
+        node = np.array([GROUND if pin else i + 1 for i, pin in enumerate(pins)])
+        ends = [(group_of[s], group_of[t]) for _, _, s, t, _ in self._edges]
+        sources, targets = node[np.array(ends, "int64").reshape(-1, 2)].T
         everything = np.full(len(ends), True)
-        _, is_used = on_cycles(count + 1, sources, targets, everything)
-        for index in range(count):
+        _, is_used = on_cycles(len(pins) + 1, sources, targets, everything)
+        for index, pin in enumerate(pins):
             if node[index] != GROUND and not is_used[node[index]]:
-                pins[index]["the model", "it does not use what is computed here"] = None
+                pin["the model", "it does not use what is computed here"] = None
 
 
 def _holders(layers):

@@ -131,7 +131,7 @@ def scaling_of(operation, node):
         activation = getattr(operation, "activation", operation)
         if is_homogeneous(activation):
             return Scaling()
-        return fixed(f"{_name_of(activation)} is not homogeneous")
+        return fixed(f"{_described(activation)} is not homogeneous")
     if kind is keras.layers.Rescaling and _is_zero(operation.offset):
         return Scaling()
     if kind in _KERNELS:
@@ -174,7 +174,7 @@ def _scaling_of_kernels(layer):
         return fixed(reason)
     output = ""
     if not is_homogeneous(layer.activation):
-        output = f"{_name_of(layer.activation)} is not homogeneous"
+        output = f"{_described(layer.activation)} is not homogeneous"
     shifts = tuple(own[name] for name in ("bias",) if name in own)
     return Scaling(tuple(own[name] for name in names), shifts, "", output)
 
@@ -229,6 +229,14 @@ def _scaling_of_op(operation, node):
 
 def _is_zero(value):
     return isinstance(value, numbers.Real) and value == 0
+
+
+def _described(activation):
+    if type(activation) is not keras.layers.ReLU:
+        return _name_of(activation)
+    limits = {"max_value": activation.max_value, "threshold": activation.threshold}
+    given = ", ".join(f"{name}={value:g}" for name, value in limits.items() if value)
+    return f"ReLU({given})"
 
 
 def _name_of(thing):

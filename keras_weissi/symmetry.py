@@ -45,7 +45,7 @@ class Rescaling:
         before: float, the Frobenius norm.
         after: float, the Frobenius norm now.
         factor: float, what it was multiplied by.
-        note: str, why it was left as it was.
+        note: str, what else to know, such as why it was left as it was.
     """
 
     name: str
@@ -111,7 +111,7 @@ def balance_scales(model, optimizer=True):
     as it is; the minimum is unique. In a chain of layers, all norms are then equal, to
     `prod_l norm(W_l) ** (1 / L)`. Where several kernels lead into or out of a tensor,
     the squares of their norms sum to the same on both sides. The gamma of a
-    normalization counts as a kernel.
+    normalization counts as a kernel. Frozen layers are scaled, too.
 
     Doing it twice changes nothing, to the last bit, as weights are left alone if no
     norm is off by more than the precision of their dtype.
@@ -121,8 +121,8 @@ def balance_scales(model, optimizer=True):
         optimizer: bool or `keras.optimizers.Optimizer`. Whether to carry the state of
             the optimizer that the model is compiled with, or which optimizer's: if a
             weight is multiplied by `c`, its momentum is divided by `c`, an average of
-            squared gradients by `c ** 2`, as if training had gone on with the new
-            weights all along. Defaults to `True`.
+            squared gradients by `c ** 2`, as the gradients will be from now on.
+            Defaults to `True`.
 
     Returns:
         `KernelTable` of `Rescaling`, with a row for each kernel. It prints as a table.
@@ -210,13 +210,18 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
     rows = {}
     for i, edge in enumerate(groups.edges):
         variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)
+        remarks = (
+            "gamma" if edge.is_gamma else "",
+            "frozen, but scaled" if factor != 1.0 and not variable.trainable else "",
+            notes.get(i, ""),
+        )
         rows[edge.kernel.name, id(variable)] = Rescaling(
-            edge.kernel.name + (" (gamma)" if edge.is_gamma else ""),
+            edge.kernel.name,
             tuple(variable.shape),
             norms[i],
             norms[i] if factor == 1.0 else host_norm(variable),
             factor,
-            notes.get(i, ""),
+            "; ".join(note for note in remarks if note),
         )
     for kernel in kernels(model):
         key = kernel.name, id(kernel.variable)

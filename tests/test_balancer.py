@@ -134,10 +134,15 @@ def test_says_before_training_that_it_can_not_be_done():
     model = Subclassed()
     model.build((None, 8))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.raises(ValueError, match="Expected a built Sequential or Functional"):
+    with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
         fit(model, 1, ScaleBalancer())
     with pytest.raises(ValueError, match="argument `optimizer`.*Received: Ftrl"):
         fit(make_model(optimizer=optimizers.Ftrl(0.1)), 1, ScaleBalancer())
+    model = make_model(optimizer=optimizers.Ftrl(0.1))
+    fit(model, 1, ScaleBalancer(optimizer=False))
+    np.testing.assert_allclose(norms_of(model), norms_of(model)[0], rtol=1e-6)
+    with pytest.raises(ValueError, match="argument `optimizer`. Expected a bool"):
+        ScaleBalancer(optimizer="sgd")
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "1"])

@@ -82,7 +82,8 @@ def test_a_gamma_that_feeds_a_free_group_gets_one_too():
     c = invariant_coefficients(model)
     assert not c.plain_is_invariant
     assert "the gamma of 'bn0' scales them as well" in c.statement
-    assert "have to name 'bn0'" in c.statement
+    assert "2 of 4 kernels bear a penalty" in c.statement
+    assert "if the gammas ('bn0') bear theirs, too" in c.statement
     assert c["b0"] == 0.0 and "b0" not in c
     assert "left out: normalized by bn0" in str(c)
     assert c["bn0"] > 0
@@ -92,6 +93,7 @@ def test_a_gamma_that_feeds_a_free_group_gets_one_too():
     assert "left out: others that are left out can take up its scale" in str(c)
     everything = invariant_coefficients(model, include_normalized=True)
     assert set(everything) == {"stem", "a0", "b0", "bn0", "head"}
+    assert "the same `include_normalized=True`" in everything.statement
 
 
 def test_a_gamma_is_left_alone_where_it_is_not_needed():
@@ -197,7 +199,27 @@ def test_names_that_are_not_unique_or_not_there():
     assert {"one/d", "two/d"} < set(c)
     with pytest.raises(KeyError, match="several layers are called 'd'"):
         c["d"]
+    one = model.get_layer("one").get_layer("d")
+    assert c[one] == c["one/d"] != c["p"]
     with pytest.raises(KeyError, match="no layer with a kernel is called 'z'"):
         c["z"]
     regularize(model, {name: WEISSI(0.1 * value) for name, value in c.items()})
     assert len(model.losses) == 4
+    with pytest.raises(ValueError, match="argument `include_normalized`"):
+        invariant_coefficients(model, include_normalized="yes")
+
+
+def test_a_layer_inside_is_not_taken_for_one_outside_of_the_same_name():
+    inner_input = keras.Input((4,))
+    y = layers.Add()([dense("a")(inner_input), dense("p")(inner_input)])
+    inner = keras.Model(inner_input, y, name="inner")
+    model = keras.Sequential([keras.Input((4,)), inner, dense("a", None)])
+    c = invariant_coefficients(model)
+    assert dict(c) == pytest.approx({"inner/a": 2 / 3, "p": 2 / 3, "a": 4 / 3})
+    with pytest.raises(KeyError, match="several layers are called 'a'"):
+        regularize(model, lambda layer: WEISSI(c[layer.name]))
+    regularize(model, lambda layer: WEISSI(c[layer]))
+    by_layer = [v.regularizer.log_norm for v in model.weights if v.regularizer]
+    regularize(model, {name: WEISSI(value) for name, value in c.items()})
+    by_name = [v.regularizer.log_norm for v in model.weights if v.regularizer]
+    assert by_layer == by_name == pytest.approx([2 / 3, 2 / 3, 4 / 3])

@@ -96,9 +96,9 @@ def test_nested_models_are_seen_through():
     model.add(dense("b", None))
     assert free(model) == {
         ("a",): (["a"], ["inner/i1"]),
-        ("i1",): (["inner/i1"], ["inner/i2"]),
-        ("i2",): (["inner/i2"], ["seq/s1"]),
-        ("s1",): (["seq/s1"], ["b"]),
+        ("inner/i1",): (["inner/i1"], ["inner/i2"]),
+        ("inner/i2",): (["inner/i2"], ["seq/s1"]),
+        ("seq/s1",): (["seq/s1"], ["b"]),
     }
 
 
@@ -109,7 +109,7 @@ def test_a_nested_model_called_twice_ties_its_calls():
     x = inner(dense("b")(x))
     model = keras.Model(inputs, dense("c", None)(x))
     assert free(model) == {
-        ("i",): (["inner/i"], ["b", "c"]),
+        ("inner/i",): (["inner/i"], ["b", "c"]),
         ("a", "b"): (["a", "b"], ["inner/i"]),
     }
 
@@ -257,10 +257,12 @@ def test_a_functional_model_with_a_call_of_its_own_is_not_guessed_at():
 def test_a_branch_that_is_not_used_is_pinned():
     inner_input = keras.Input((4,))
     y = dense("i")(inner_input)
-    inner = keras.Model(inner_input, [dense("used")(y), dense("unused")(y)])
+    inner = keras.Model(
+        inner_input, [dense("used")(y), dense("unused")(y)], name="inner"
+    )
     x = inputs = keras.Input((4,))
     model = keras.Model(inputs, dense("out", None)(inner(dense("a")(x))[0]))
-    assert set(free(model)) == {("a",), ("i",), ("used",)}
+    assert set(free(model)) == {("a",), ("inner/i",), ("inner/used",)}
     assert ("the model", "it does not use what is computed here") in reasons(model)
 
 
@@ -275,11 +277,24 @@ def test_models_that_keras_can_not_show_are_refused():
 
     subclassed = Subclassed()
     subclassed.build((None, 4))
-    for model in (subclassed, keras.Sequential([dense("a")])):
-        with pytest.raises(ValueError, match="Expected a built Sequential or Funct"):
-            scale_groups(model)
+    with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
+        scale_groups(subclassed)
+    with pytest.raises(ValueError, match="Expected a built model: start it with a ke"):
+        scale_groups(keras.Sequential([dense("a")]))
     with pytest.raises(ValueError, match="Expected a keras.Model. Received: .*3"):
         scale_groups(3)
+
+
+def test_groups_are_numbered_along_the_model():
+    inner = keras.Sequential([keras.Input((4,)), dense("i"), dense("j")], name="inner")
+    model = keras.Sequential([keras.Input((4,)), dense("a"), inner, dense("b", None)])
+    groups = scale_groups(model)
+    assert [(e.kernel.name, e.source, e.target) for e in groups.edges] == [
+        ("a", 0, 1),
+        ("inner/i", 1, 2),
+        ("inner/j", 2, 3),
+        ("b", 3, 4),
+    ]
 
 
 def test_prints_as_tables():

@@ -275,6 +275,13 @@ def test_a_normalization_without_gamma_lets_no_scale_pass():
     assert "gamma" in scaling_of(*call_of(model)).fixed_outputs
 
 
+def test_the_limit_of_a_relu_is_named():
+    model = applied(layers.ReLU(max_value=6.0, name="r"), VECTOR)
+    assert scaling_of(*call_of(model)).fixed_outputs == (
+        "ReLU(max_value=6) is not homogeneous"
+    )
+
+
 class MyDense(layers.Dense):
     def call(self, x):
         return keras.ops.tanh(super().call(x))

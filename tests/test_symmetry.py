@@ -238,6 +238,13 @@ def test_what_can_not_be_balanced_is_said_and_left():
         np.testing.assert_array_equal(one, two)
 
 
+def test_frozen_layers_are_scaled_and_the_report_says_so():
+    model = chain()
+    model.layers[0].trainable = False
+    notes = [row.note for row in balance_scales(model)]
+    assert notes == ["frozen, but scaled", "", ""]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_norm_that_is_not_finite_is_refused_by_name(value):
     model = chain()
@@ -329,7 +336,9 @@ def test_a_model_that_is_not_known_is_refused():
     model = Subclassed()
     model.build((None, 4))
     for function in (balance_scales, lambda m: shift_scales(m, {"d": 1.0})):
-        with pytest.raises(ValueError, match="Expected a built Sequential or Func"):
+        with pytest.raises(
+            ValueError, match="Expected a Sequential or Functional model"
+        ):
             function(model)
 
 
