@@ -314,6 +314,9 @@ class ScaleBalancer(keras.callbacks.Callback):
     - `scale_shift`: the largest `abs(log(c))` of the factors `c` that it multiplied a
       kernel by; 0 in an epoch in which it was not due.
 
+    If it can not, because a norm is no longer finite for one, it warns and leaves the
+    model as it is.
+
     It does so at the end of an epoch, after the validation. A `NormLogger`, a
     `ModelCheckpoint` and the like see the balanced weights if they stand after it in
     `callbacks`.
@@ -394,7 +397,16 @@ class ScaleBalancer(keras.callbacks.Callback):
         model = self.model  # on JAX, brings the state of training to the model
         if self._groups is None:
             self._groups = scale_groups(model)
-        rows = balance(model, self._groups, self.optimizer)
+        try:
+            rows = balance(model, self._groups, self.optimizer)
+        except (RuntimeError, ValueError) as error:
+            # The model may have diverged: that is for others to deal with.
+            warnings.warn(
+                f"ScaleBalancer left the model as it is after epoch {epoch + 1}. "
+                f"{error}",
+                stacklevel=2,
+            )
+            return
         shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
         logs["scale_shift"] = shift
         record = {"epoch": epoch + 1, "scale_shift": shift}

@@ -9,8 +9,9 @@ import numpy as np
 from keras_weissi.graph import Graph
 from keras_weissi.groups import scale_groups
 from keras_weissi.norms import kernels, layers_of
+from keras_weissi.regularizers import WEISSI
 from keras_weissi.solve import GROUND, nearest_flow
-from keras_weissi.tables import KernelTable, format_norm
+from keras_weissi.tables import KernelTable, format_norm, format_regularizer
 
 _LEFT_OUT = 0.0
 
@@ -80,7 +81,8 @@ def invariant_coefficients(model, include_normalized=False):
 
     The gamma of a normalization can take up the scale of the kernels behind it. Where
     that makes the penalty on them vary, it gets a coefficient, too; `regularize` puts a
-    penalty on it if it is named. Frozen kernels count as the others do.
+    penalty on it if it is named. Kernels that `regularize` leaves out get none. All
+    this holds for norms above the `min_norm` of `WEISSI`.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
@@ -128,7 +130,14 @@ def invariant_coefficients(model, include_normalized=False):
         else graph.normalization_of(edge.kernel.layer, edge.kernel.parents)
         for edge in edges
     ]
-    chosen = np.array([name in (None, "?") for name in normalized_by], bool)
+    others = [_other_regularizer(edge.kernel) for edge in edges]
+    chosen = np.array(
+        [
+            name in (None, "?") and not other
+            for name, other in zip(normalized_by, others, strict=True)
+        ],
+        bool,
+    )
     plain = chosen & ~np.array([edge.is_gamma for edge in edges], bool)
     reasons = _unbalanced(groups, chosen, plain)
     if reasons:
@@ -138,11 +147,13 @@ def invariant_coefficients(model, include_normalized=False):
     else:
         flow = plain.astype("float64")
     rows = []
-    for edge, coefficient, normalization in zip(
-        edges, flow.tolist(), normalized_by, strict=True
+    for edge, coefficient, normalization, other in zip(
+        edges, flow.tolist(), normalized_by, others, strict=True
     ):
         note = ""
-        if normalization not in (None, "?"):
+        if other:
+            note = f"left out: has {other} already"
+        elif normalization not in (None, "?"):
             note = f"left out: normalized by {normalization}"
         elif coefficient == _LEFT_OUT and not edge.is_gamma:
             note = "left out: others that are left out can take up its scale"
@@ -167,6 +178,12 @@ def invariant_coefficients(model, include_normalized=False):
         {"name": str, "coefficient": format_norm, "note": str},
     )
     return InvariantCoefficients(*_by_name(rows), not reasons, statement, table)
+
+
+def _other_regularizer(kernel):
+    """Names what `regularize` does not replace by itself, or ""."""
+    is_other = not isinstance(kernel.regularizer, WEISSI | None)
+    return format_regularizer(kernel.regularizer) if is_other else ""
 
 
 def _by_name(rows):

@@ -5,6 +5,7 @@ not, and neither does the inside of a custom layer.
 """
 
 import collections
+import inspect
 
 import keras
 
@@ -149,6 +150,29 @@ def inner_function(layer):
     if definer.__module__.split(".")[0] != "keras":
         return None
     return _functional_of(layer) if isinstance(layer, keras.Sequential) else layer
+
+
+def mentioned(node):
+    """Lists the variables that a call uses beside those of the layer that is called.
+
+    They may be among the arguments, as in `keras.ops.matmul(x, layer.kernel)`; or an
+    attribute of an operation of the user's, or used by a function that is one, as in a
+    `Lambda`.
+    """
+    things = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    layer = unwrapped(node.operation)
+    is_own = not is_of_keras(layer) or isinstance(layer, keras.layers.Lambda)
+    if is_own or not isinstance(layer, keras.Layer):
+        # Private ones are where Keras tracks what is in the others.
+        things += [v for k, v in vars(layer).items() if not k.startswith("_")]
+    for function in [x for x in things if inspect.isfunction(x)]:
+        used = inspect.getclosurevars(function)
+        things += [*used.nonlocals.values(), *used.globals.values()]
+    found = [x for x in things if isinstance(x, keras.Variable)]
+    for thing in things:
+        if isinstance(thing, keras.Layer) and thing is not layer:
+            found += thing.weights
+    return found
 
 
 # The private touches: Keras publishes neither the calls that make up a graph, nor the

@@ -11,8 +11,15 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_weissi.graph import Graph, entries_of, inner_function, nodes_of, unwrapped
-from keras_weissi.homogeneity import fixed, scaling_of
+from keras_weissi.graph import (
+    Graph,
+    entries_of,
+    inner_function,
+    mentioned,
+    nodes_of,
+    unwrapped,
+)
+from keras_weissi.homogeneity import fixed, is_float, scaling_of
 from keras_weissi.norms import Kernel, gammas, kernels, layers_of
 from keras_weissi.solve import GROUND, components, on_cycles
 from keras_weissi.tables import KernelTable, format_shape
@@ -158,7 +165,12 @@ def scale_groups(model):
     If every tensor of a free group is multiplied by one factor, of any size above 0,
     and every kernel by the factor of its output over that of its input, the model
     computes what it did. Whatever is not known to be positively homogeneous pins the
-    groups it touches, as do the inputs and outputs of the model.
+    groups it touches, as do frozen layers and the inputs and outputs of the model.
+
+    What can not be seen is the code of custom layers and `Lambda`s: if they use the
+    weights of another layer, and not through an attribute or a variable of their
+    function, that layer counts as free. Nor can other models be seen: if they share
+    layers with this one, scaling it changes them.
 
     Args:
         model: A built Sequential or Functional `keras.Model`, nested ones included.
@@ -216,7 +228,7 @@ class _Finder:
         self._ties = []
         self._pins = []
         self._edges = []
-        self._layers = layers
+        self._place = {id(layer): i for i, layer in enumerate(layers)}
         self._holders = _holders(layers)
         calls = collections.defaultdict(list)
         called = {id(graph.root)}
@@ -228,13 +240,17 @@ class _Finder:
                 layer = unwrapped(node.operation)
                 inner = inner_function(layer)
                 name = prefixes[id(function)] + node.operation.name
+                self._pin_penalized(node, outputs)
                 for output in outputs:
                     self._labels[output] = None if inner else name
                 if inner is not None:
                     prefixes[id(inner)] = f"{name}/"
                     called.add(id(inner))
                     self._enter(node, inner, inputs, outputs)
-                elif isinstance(layer, keras.layers.InputLayer):
+                    continue
+                for variable in mentioned(node):
+                    self._holders[id(variable)].append(node.operation)
+                if isinstance(layer, keras.layers.InputLayer):
                     if function is not graph.root:
                         self._labels[outputs[0]] = None
                 else:
@@ -261,8 +277,7 @@ class _Finder:
         everything = (*kernels(model, everything=True), *gammas(model))
         by_variable = {id(kernel.variable): kernel for kernel in everything}
         # In the order of the layers, as everywhere else.
-        place = {id(layer): i for i, layer in enumerate(self._layers)}
-        self._edges.sort(key=lambda e: place[id(by_variable[id(e[0])].layer)])
+        self._edges.sort(key=lambda e: self._place[id(by_variable[id(e[0])].layer)])
         group_of = self._group_of()
         count = max(group_of) + 1
         pins = [{} for _ in range(count)]
@@ -315,12 +330,22 @@ class _Finder:
     def _pin(self, numbers, name, reason):
         self._pins += [(number, name, reason) for number in numbers]
 
+    def _pin_penalized(self, node, outputs):
+        """Pins outputs that go into the loss by themselves."""
+        for layer in {node.operation, unwrapped(node.operation)}:
+            if getattr(layer, "activity_regularizer", None) is not None:
+                self._pin(outputs, layer.name, "it has an activity_regularizer")
+
     def _enter(self, node, inner, inputs, outputs):
         entries = entries_of(node, inner)
         inner_inputs = self._numbered(inner, inner.inputs)
         inner_outputs = self._numbered(inner, inner.outputs)
+        reason = ""
         if entries is None or len(outputs) != len(inner_outputs):
             reason = "it is not clear which argument becomes which of its inputs"
+        elif not all(is_float(x.dtype) for pair in entries for x in pair):
+            reason = "it takes integers"
+        if reason:
             for numbers in (inputs, outputs, inner_inputs, inner_outputs):
                 self._pin(numbers, node.operation.name, reason)
             return
@@ -336,6 +361,8 @@ class _Finder:
             shared = self._sharer(layer, scalings)
             if shared is not None:
                 refusals.append(f"it shares a weight with {shared}")
+            if id(layer) not in self._place:
+                refusals.append("it is in a keras.Function, which is no layer")
             if refusals:
                 scalings = [fixed(refusals[0])] * len(calls)
             else:

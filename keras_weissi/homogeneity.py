@@ -119,6 +119,11 @@ def scaling_of(operation, node):
     """
     kind = type(operation)
     tensors = len(node.input_tensors)
+    dtypes = [x.dtype for x in (*node.input_tensors, *node.output_tensors)]
+    dtypes.append(getattr(operation, "compute_dtype", None) or "float32")
+    for dtype in dtypes:
+        if not is_float(dtype):
+            return fixed(f"{kind.__name__} works with {dtype}")
     if not isinstance(operation, keras.Layer):
         return _scaling_of_op(operation, node)
     if kind in _JOINS and len(keras.tree.flatten(node.arguments.args)) == tensors:
@@ -153,6 +158,11 @@ def is_homogeneous(activation):
     return any(activation is known for known in _ACTIVATIONS)
 
 
+def is_float(dtype):
+    """Whether numbers of this dtype can be scaled by any factor."""
+    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
+
+
 def gamma_of(layer):
     """Returns the variable that scales the output of a normalization, or `None`."""
     if type(layer) not in NORMALIZATIONS:
@@ -163,7 +173,9 @@ def gamma_of(layer):
 
 def _scaling_of_kernels(layer):
     names = _KERNELS[type(layer)]
-    own = {variable.name: variable for variable in layer.weights}
+    # An activation may be a layer with weights of its own, such as PReLU.
+    inside = {id(v) for v in getattr(layer.activation, "weights", ())}
+    own = {v.name: v for v in layer.weights if id(v) not in inside}
     known = {*names, "bias"}
     extra = sorted(set(own) - known)
     if extra:
@@ -190,8 +202,10 @@ def _scaling_of_normalization(layer):
 
 def _why_not_scaled(variables):
     for variable in variables:
-        if not keras.backend.is_float_dtype(variable.dtype):
+        if not is_float(variable.dtype):
             return f"its {variable.name} is quantized to {variable.dtype}"
+        if not variable.trainable:
+            return f"its {variable.name} is frozen"
         constraint = variable.constraint
         if constraint is not None and type(constraint) is not keras.constraints.NonNeg:
             return f"its {variable.name} has a constraint, {_name_of(constraint)}"
@@ -205,11 +219,7 @@ def _scaling_of_op(operation, node):
     tensors = [x for x in arguments if isinstance(x, keras.KerasTensor)]
     others = [x for x in arguments if not isinstance(x, keras.KerasTensor)]
     unknown = fixed(f"{name} is not known to be homogeneous")
-    outputs = node.output_tensors
-    if not type(operation).__module__.startswith("keras.") or not all(
-        keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
-        for x in outputs
-    ):
+    if not type(operation).__module__.startswith("keras."):
         return unknown
     if name in _JOIN_OPS and not others:
         return Scaling()

@@ -64,7 +64,8 @@ def rescale(factors, optimizer=None):
     """Multiplies variables in place, all or none.
 
     Args:
-        factors: List of pairs of a `keras.Variable` and a float above 0.
+        factors: List of `(variable, factor, dtype)`: a `keras.Variable`, a float above
+            0, and the dtype that its layer computes in.
         optimizer: The `keras.optimizers.Optimizer` that trains them, or `None`.
 
     Raises:
@@ -74,15 +75,15 @@ def rescale(factors, optimizer=None):
     """
     slots = state_of(optimizer)
     plan = []
-    for variable, factor in factors:
+    for variable, factor, dtype in factors:
         if factor == 1.0:
             continue
-        _check(variable, factor)
-        plan.append((variable, factor))
+        changes = [(variable, factor, dtype)]
         for slot, power in slots.get(id(variable), ()):
             if power:
-                _check(slot, factor**power, or_zero=True)
-                plan.append((slot, factor**power))
+                changes.append((slot, _power(slot, factor, power), None))
+        # Zeros stay as they are, also if the factor is out of their range.
+        plan += [(v, c) for v, c, dtype in changes if _is_possible(v, c, dtype)]
     for variable, factor in plan:
         _multiply(variable, factor)
 
@@ -141,23 +142,45 @@ def state_of(optimizer):
     return state
 
 
-def _check(variable, factor, or_zero=False):
+def _power(slot, factor, power):
+    try:
+        return factor**power
+    except OverflowError:
+        raise ValueError(
+            f"Cannot multiply {slot.path!r} by {factor:g} to the power {power}"
+        ) from None
+
+
+def _is_possible(variable, factor, dtype):
+    """Whether there is anything to multiply; raises if the result is out of range.
+
+    Args:
+        variable: A `keras.Variable`.
+        factor: float.
+        dtype: What the layer casts the variable to; `None` for the state of an
+            optimizer, which may also become 0.
+    """
     largest = np.max([np.abs(p).max(initial=0.0) for p in host_pieces(variable)])
+    if largest == 0.0:
+        return False
     result = float(largest) * factor
-    low, high = _RANGES[variable.dtype]
-    if np.isfinite(result) and result <= high:
-        if result >= low or or_zero or largest == 0.0:
-            return
+    ranges = [_RANGES[name] for name in (variable.dtype, dtype) if name is not None]
+    least = max(low for low, _ in ranges) if dtype is not None else 0.0
+    most = min(high for _, high in ranges)
+    if least <= result <= most:
+        return True
+    names = " and ".join(dict.fromkeys(n for n in (variable.dtype, dtype) if n))
     raise ValueError(
         f"Cannot multiply {variable.path!r} by {factor:g}. Expected values within the "
-        f"range of {variable.dtype}. Received: {largest:g} as the largest, {result:g} "
-        "after"
+        f"range of {names}. Received: {largest:g} as the largest, {result:g} after"
     )
 
 
 def _multiply(variable, factor):
     is_half = variable.dtype in ("float16", "bfloat16")
-    if not is_half and math.prod(variable.shape) > PIECE:
+    low, high = _RANGES[variable.dtype]
+    is_large = math.prod(variable.shape) > PIECE
+    if is_large and not is_half and low <= factor <= high:
         # On the device: a large kernel gets by with one copy of itself.
         variable.assign(keras.ops.multiply(variable.value, factor))
         return
@@ -166,4 +189,5 @@ def _multiply(variable, factor):
         pieces = [keras.ops.cast(piece, variable.dtype) for piece in pieces]
         variable.assign(keras.ops.concatenate(pieces) if pieces[1:] else pieces[0])
     else:
-        variable.assign(pieces[0].astype(variable.dtype))
+        pieces = [piece.astype(variable.dtype) for piece in pieces]
+        variable.assign(np.concatenate(pieces) if pieces[1:] else pieces[0])

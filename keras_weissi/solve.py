@@ -86,7 +86,10 @@ def balanced_log_scales(count, sources, targets, log_norms):
             break
         root = np.sqrt(size)
         scaled = np.sqrt(p)[:, None] * incidence / root
-        step = np.linalg.solve(2 * scaled.T @ scaled, excess / root) / root
+        try:
+            step = np.linalg.solve(2 * scaled.T @ scaled, excess / root) / root
+        except np.linalg.LinAlgError:
+            break
         solution = solution - np.clip(step, -1.0, 1.0)
     if not off < 1e-9:
         raise RuntimeError(

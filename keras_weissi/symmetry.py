@@ -65,6 +65,9 @@ def shift_scales(model, factors, optimizer=True):
     wherever two ways meet, and be 1 where something pins the scale: at the output of
     the model, before a normalization, at an activation such as softmax.
 
+    The activations in between are scaled as well: in half precision, large factors can
+    make them overflow.
+
     Args:
         model: A built Sequential or Functional `keras.Model`.
         factors: Dict from the names of layers (or of kernels, as `scale_groups` prints
@@ -111,7 +114,7 @@ def balance_scales(model, optimizer=True):
     as it is; the minimum is unique. In a chain of layers, all norms are then equal, to
     `prod_l norm(W_l) ** (1 / L)`. Where several kernels lead into or out of a tensor,
     the squares of their norms sum to the same on both sides. The gamma of a
-    normalization counts as a kernel. Frozen layers are scaled, too.
+    normalization counts as a kernel. Frozen layers are left as they are.
 
     Doing it twice changes nothing, to the last bit, as weights are left alone if no
     norm is off by more than the precision of their dtype.
@@ -202,19 +205,16 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
     """
     factors = []
     for i, edge in enumerate(groups.edges):
-        factors.append((edge.kernel.variable, by_edge.get(i, 1.0)))
-        factors += [(shift, scales[edge.target]) for shift in edge.shifts]
+        dtype = edge.kernel.layer.compute_dtype
+        factors.append((edge.kernel.variable, by_edge.get(i, 1.0), dtype))
+        factors += [(shift, scales[edge.target], dtype) for shift in edge.shifts]
     if norms is None:
         norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
     rescale(factors, optimizer_of(model, optimizer))
     rows = {}
     for i, edge in enumerate(groups.edges):
         variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)
-        remarks = (
-            "gamma" if edge.is_gamma else "",
-            "frozen, but scaled" if factor != 1.0 and not variable.trainable else "",
-            notes.get(i, ""),
-        )
+        remarks = ("gamma" if edge.is_gamma else "", notes.get(i, ""))
         rows[edge.kernel.name, id(variable)] = Rescaling(
             edge.kernel.name,
             tuple(variable.shape),
@@ -313,6 +313,11 @@ def _group_scales(by_edge, groups):
                 queue.append(there)
     for i, edge in enumerate(groups.edges):
         there = scales[edge.source] * by_edge.get(i, 1.0)
+        if not 0.0 < there < math.inf:
+            raise ValueError(
+                "Invalid value for argument `factors`. Expected products within the "
+                f"range of floats. Received: {there:g} at {edge.kernel.name!r}"
+            )
         if abs(there / scales[edge.target] - 1.0) > _TOLERANCE:
             raise ValueError(_disagreement(groups, scales, ways, i, there))
     return [scales[group.index] for group in groups.groups]

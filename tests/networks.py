@@ -38,7 +38,7 @@ def build(spec, seed=0, dtype=None):
     if dtype is not None:
         keras.config.set_dtype_policy(dtype)
     try:
-        x = inputs = keras.Input((WIDTH,), dtype=dtype)
+        x = inputs = keras.Input((WIDTH,), dtype=dtype and dtype.split("_")[-1])
         outputs = []
         for kind, activation in spec:
             x = _block(x, kind, activation, outputs)

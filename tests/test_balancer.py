@@ -5,7 +5,7 @@ import pytest
 from helpers import norm_of, outputs_of, relative_error
 from keras import layers, optimizers
 
-from keras_weissi import WEISSI, NormLogger, ScaleBalancer, plotting
+from keras_weissi import WEISSI, NormLogger, ScaleBalancer
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 8)).astype("float32"), RNG.integers(4, size=64)
@@ -113,13 +113,22 @@ def test_a_model_that_is_built_by_its_first_batch():
     assert len(balancer.record) == 2
 
 
-def test_stands_in_the_logs_of_later_callbacks_and_on_the_plot(tmp_path):
-    model = make_model()
-    logger = NormLogger()
+def test_stands_in_the_logs_of_later_callbacks(tmp_path):
     path = tmp_path / "log.csv"
-    fit(model, 2, ScaleBalancer(), logger, keras.callbacks.CSVLogger(path))
+    fit(make_model(), 2, ScaleBalancer(), keras.callbacks.CSVLogger(path))
     assert "scale_shift" in path.read_text().splitlines()[0]
-    plotting.plot_norms(logger)
+
+
+def test_leaves_a_model_that_has_diverged_to_others():
+    model = make_model()
+    x = X.copy()
+    x[-1] = np.nan
+    balancer = ScaleBalancer()
+    with pytest.warns(UserWarning, match="left the model as it is after epoch 1.*nan"):
+        history = model.fit(
+            x, Y, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN(), balancer]
+        )
+    assert history.history["scale_shift"] == [0.0] and balancer.record == []
 
 
 def test_says_before_training_that_it_can_not_be_done():

@@ -178,6 +178,20 @@ def test_the_statement_is_true_of_any_model(spec, seed):
         assert min(c.values(), default=1.0) > 0
 
 
+def test_frozen_kernels_can_take_up_no_scale_and_others_are_left_out():
+    model = keras.Sequential(
+        [keras.Input((4,)), dense("a"), dense("b"), dense("c"), dense("d"), dense("e")]
+    )
+    networks.randomize(model)
+    model.get_layer("b").trainable = False
+    c = invariant_coefficients(model)
+    assert c["a"] == c["c"] == 1.0 and c.plain_is_invariant
+    regularize(model, {"d": keras.regularizers.L2(0.1)})
+    c = invariant_coefficients(model)
+    assert c["d"] == 0.0 and "left out: has L2(l2=0.1) already" in str(c)
+    assert c["c"] == c["e"] == 0.0 and not c.plain_is_invariant
+
+
 def test_kernels_outside_of_the_symmetry_keep_one():
     model = keras.Sequential(
         [keras.Input((3, 4)), layers.LSTM(2, name="lstm"), dense("a", None)]

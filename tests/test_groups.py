@@ -233,6 +233,95 @@ def test_a_weight_that_two_layers_share_is_not_scaled():
     assert ("b", "it shares a weight with a") in reasons(model)
 
 
+class Operation(keras.Operation):
+    def __init__(self, layer):
+        super().__init__()
+        self.held = layer
+
+    def call(self, x):
+        return x @ self.held.kernel
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+class InABox(layers.Layer):
+    def __init__(self, layer):
+        super().__init__()
+        self.box = lambda: layer
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.box().kernel)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, a: keras.ops.matmul(x, a.kernel),
+        lambda x, a: keras.ops.einsum("bj,ij->bi", x, a.kernel),
+        lambda x, a: x * a.bias,
+        lambda x, a: x + a.bias,
+        lambda x, a: layers.Lambda(lambda y: y @ a.kernel, output_shape=(4,))(x),
+        lambda x, a: Operation(a)(x),
+        lambda x, a: InABox(a)(x),
+    ],
+    ids=["matmul", "einsum", "times", "plus", "lambda", "operation", "box"],
+)
+def test_a_weight_that_something_else_uses_is_not_scaled(use):
+    a = dense("a")
+    x = inputs = keras.Input((4,))
+    x = use(dense("c")(dense("b")(a(x))), a)
+    model = keras.Model(inputs, dense("d", None)(x))
+    # Neither what a returns, which b takes; nor what is computed with its weights.
+    assert ("b",) in free(model) and ("a",) not in free(model)
+    assert any(name == "a" and "shares a weight" in why for name, why in reasons(model))
+
+
+def test_what_goes_into_the_loss_by_itself_is_pinned():
+    x = inputs = keras.Input((4,))
+    x = dense("a", activity_regularizer="l2")(x)
+    x = layers.ReLU(activity_regularizer="l2", name="relu")(dense("b")(x))
+    x = dense("d")(dense("c")(x))
+    inner = keras.Sequential([keras.Input((4,)), dense("i")], name="inner")
+    inner.activity_regularizer = keras.regularizers.L2(0.1)
+    model = keras.Model(inputs, dense("e", None)(inner(x)))
+    assert list(free(model)) == [("c",), ("d",)]
+    assert {
+        n for n, why in reasons(model) if why == "it has an activity_regularizer"
+    } == {
+        "a",
+        "relu",
+        "inner",
+    }
+
+
+def test_integers_between_models_are_pinned():
+    inner_input = keras.Input((4,), dtype="int32")
+    y = layers.Dense(4, name="i")(keras.ops.cast(inner_input, "float32"))
+    inner = keras.Model(inner_input, y, name="inner")
+    model = keras.Sequential([keras.Input((4,)), dense("a"), inner, dense("b", None)])
+    assert free(model) == {}
+    assert ("inner", "it takes integers") in reasons(model)
+
+
+def test_frozen_layers_are_pinned():
+    layer = dense("b")
+    model = keras.Sequential([keras.Input((4,)), dense("a"), layer, dense("c")])
+    model.add(dense("d", None))
+    layer.trainable = False
+    assert list(free(model)) == [("c",)]
+    assert ("b", "its kernel is frozen") in reasons(model)
+
+
+def test_a_function_that_is_no_layer_is_pinned():
+    inner_input = keras.Input((4,))
+    function = keras.Function(inner_input, dense("f2")(dense("f1")(inner_input)))
+    x = inputs = keras.Input((4,))
+    model = keras.Model(inputs, dense("c", None)(function(dense("b")(dense("a")(x)))))
+    assert list(free(model)) == [("a",)]
+    assert any("keras.Function" in why for _, why in reasons(model))
+
+
 def test_a_functional_model_with_a_call_of_its_own_is_not_guessed_at():
     class Odd(keras.Model):
         def call(self, x):

@@ -309,7 +309,10 @@ def test_a_sign_constraint_and_a_parametric_activation_do_no_harm():
     dense = layers.Dense(
         3, layers.PReLU(), kernel_constraint=keras.constraints.NonNeg()
     )
-    scaling = scaling_of(*call_of(applied(dense, VECTOR)))
+    model = applied(dense, VECTOR)
+    outputs_at(model)  # which builds the activation
+    scaling = scaling_of(*call_of(model))
+    assert [v.name for v in dense.weights] == ["kernel", "bias", "alpha"]
     assert [v.name for v in scaling.kernels] == ["kernel"]
     assert [v.name for v in scaling.shifts] == ["bias"]
 
@@ -325,6 +328,25 @@ def test_lora_and_quantization_add_weights_that_are_not_known():
     assert scaling_of(*call_of(model)).fixed_outputs
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Flatten(dtype="int32"),
+        layers.Rescaling(2.0, dtype="int32"),
+        layers.ReLU(dtype="int32"),
+    ],
+)
+def test_integers_can_not_be_scaled(layer):
+    assert "int32" in scaling_of(*call_of(applied(layer, VECTOR))).fixed_outputs
+
+
+def test_frozen_weights_are_not_scaled():
+    dense = layers.Dense(3)
+    model = applied(dense, VECTOR)
+    dense.trainable = False
+    assert scaling_of(*call_of(model)).fixed_outputs == "its kernel is frozen"
+
+
 def test_only_the_true_functions_are_homogeneous():
     def relu(x):
         return x + 1
@@ -338,6 +360,6 @@ def test_only_the_true_functions_are_homogeneous():
 
 def test_a_call_with_more_tensors_than_one_is_fixed():
     model = applied(
-        lambda x, m: layers.BatchNormalization()(x, mask=m[..., 0] > 0), SERIES, SERIES
+        lambda x, m: layers.BatchNormalization()(x, mask=m[..., 0]), SERIES, SERIES
     )
     assert "2 tensors" in scaling_of(*call_of(model)).fixed_outputs

@@ -238,11 +238,57 @@ def test_what_can_not_be_balanced_is_said_and_left():
         np.testing.assert_array_equal(one, two)
 
 
-def test_frozen_layers_are_scaled_and_the_report_says_so():
-    model = chain()
+def test_frozen_layers_are_left_as_they_are():
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), dense("c")])
+    model.add(dense("d", None))
+    networks.randomize(model)
     model.layers[0].trainable = False
-    notes = [row.note for row in balance_scales(model)]
-    assert notes == ["frozen, but scaled", "", ""]
+    kernel = to_numpy(model.layers[0].kernel)
+    rows = {row.name: row for row in balance_scales(model)}
+    assert rows["a"].factor == 1.0 != rows["b"].factor
+    np.testing.assert_array_equal(to_numpy(model.layers[0].kernel), kernel)
+    with pytest.raises(ValueError, match="argument `factors`.*Received: 'a'"):
+        shift_scales(model, {"a": 2.0, "b": 0.5})
+
+
+@few
+@given(networks.specs, seeds)
+def test_training_computes_the_same_as_well(spec, seed):
+    model = networks.build([*spec, ("second output", "linear")], seed)
+    x = data("float32")
+
+    def outputs():
+        for layer in model.layers:  # the same noise again
+            if hasattr(layer, "seed_generator"):
+                layer.seed_generator.state.assign([seed % 1000, 0])
+        y = [to_numpy(y).ravel() for y in model(x, training=True)]
+        for variable, value in zip(model.non_trainable_variables, moving, strict=True):
+            variable.assign(value)
+        return np.concatenate(y)
+
+    moving = [to_numpy(v) for v in model.non_trainable_variables]
+    before = outputs()
+    shift_scales(model, random_factors(model, seed))
+    assert relative_error(outputs(), before) < 1e-4
+
+
+def test_ranges_of_half_precision_count_in_mixed_precision():
+    model = networks.build([("dense", "relu")], dtype="mixed_float16")
+    weights = weights_of(model)
+    names = [layer.name for layer in model.layers[1:]]
+    with pytest.raises(ValueError, match="range of float32 and float16"):
+        shift_scales(model, dict(zip(names, (1e6, 1e-6), strict=True)))
+    for one, two in zip(weights, weights_of(model), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("small", [1e-200, 1e200])
+def test_products_beyond_the_range_of_floats_are_refused(small):
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), dense("c")])
+    model.add(dense("d", None))
+    factors = {"a": small, "b": small, "c": 1 / small, "d": 1 / small}
+    with pytest.raises(ValueError, match="argument `factors`.*range of floats"):
+        shift_scales(model, factors)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
