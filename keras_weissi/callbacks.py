@@ -9,7 +9,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_weissi.groups import scale_groups
+from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import kernels
 from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI

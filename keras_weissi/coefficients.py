@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_weissi.graph import Graph
-from keras_weissi.groups import scale_groups
+from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import kernels, layers_of
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.solve import GROUND, nearest_flow

@@ -12,7 +12,7 @@ import numbers
 import numpy as np
 
 from keras_weissi.coefficients import invariant_coefficients
-from keras_weissi.groups import scale_groups
+from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import host_norm, kernels
 from keras_weissi.rescaling import optimizer_of, rescale
 from keras_weissi.solve import GROUND, balanced_log_scales

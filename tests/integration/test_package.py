@@ -10,7 +10,7 @@ import pytest
 from helpers import BACKEND, ROOT, run_python
 
 MODULES = [
-    *("attach", "callbacks", "coefficients", "groups", "norms", "plotting"),
+    *("attach", "callbacks", "coefficients", "grouping", "norms", "plotting"),
     *("regularizers", "symmetry"),
 ]
 
