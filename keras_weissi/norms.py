@@ -208,11 +208,9 @@ def host_norm(variable):
     For a single look: it compiles nothing. What is on the host at a time is a small
     part of a large kernel.
     """
-    squares = 0.0
-    for piece in host_pieces(variable):
-        flat = piece.astype("float64").ravel()
-        squares += float(flat @ flat)
-    return math.sqrt(squares)
+    # Not by a dot product: the threads of BLAS get in the way of a busy backend's.
+    squares = (np.square(p, dtype="float64").sum() for p in host_pieces(variable))
+    return math.sqrt(sum(squares))
 
 
 def host_pieces(variable):
