@@ -126,7 +126,7 @@ def invariant_coefficients(model, include_normalized=False):
     edges = groups.edges
     normalized_by = [
         None
-        if edge.is_gamma or include_normalized
+        if include_normalized
         else graph.normalization_of(edge.kernel.layer, edge.kernel.parents)
         for edge in edges
     ]

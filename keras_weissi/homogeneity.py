@@ -202,8 +202,6 @@ def _scaling_of_normalization(layer):
 
 def _why_not_scaled(variables):
     for variable in variables:
-        if not is_float(variable.dtype):
-            return f"its {variable.name} is quantized to {variable.dtype}"
         if not variable.trainable:
             return f"its {variable.name} is frozen"
         constraint = variable.constraint

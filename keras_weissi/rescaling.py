@@ -104,8 +104,7 @@ def state_of(optimizer):
     Raises:
         ValueError: If the optimizer is not known, or keeps something unknown.
     """
-    loss_scaling = keras.optimizers.LossScaleOptimizer
-    while isinstance(optimizer, loss_scaling) and is_of_keras(optimizer):
+    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     if optimizer is None:
         return {}

@@ -2,7 +2,7 @@ import keras
 import networks
 import numpy as np
 import pytest
-from helpers import norm_of, outputs_of, relative_error
+from helpers import norm_of, outputs_of, relative_error, to_numpy, weights_of
 from keras import layers, optimizers
 
 from keras_weissi import WEISSI, NormLogger, ScaleBalancer
@@ -145,8 +145,13 @@ def test_says_before_training_that_it_can_not_be_done():
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
         fit(model, 1, ScaleBalancer())
+    assert int(model.optimizer.iterations) == 0
+    model = make_model(optimizer=optimizers.Ftrl(0.1))
+    weights = weights_of(model)
     with pytest.raises(ValueError, match="argument `optimizer`.*Received: Ftrl"):
-        fit(make_model(optimizer=optimizers.Ftrl(0.1)), 1, ScaleBalancer())
+        fit(model, 1, ScaleBalancer())
+    for one, two in zip(weights, weights_of(model), strict=True):
+        np.testing.assert_array_equal(one, two)
     model = make_model(optimizer=optimizers.Ftrl(0.1))
     fit(model, 1, ScaleBalancer(optimizer=False))
     np.testing.assert_allclose(norms_of(model), norms_of(model)[0], rtol=1e-6)
@@ -168,6 +173,7 @@ def test_can_be_pickled_and_goes_on(tmp_path):
     fit(model, 1, balancer)
     copy = pickle.loads(pickle.dumps(balancer))
     assert copy.record == balancer.record
+    assert balancer.__getstate__()["_groups"] is None  # nor is the model kept alive
     fit(model, 1, copy)
     assert len(copy.record) == 2
 
@@ -180,3 +186,32 @@ def test_a_network_with_normalization_and_shortcuts():
     balancer = ScaleBalancer()
     model.fit(x, x[:, :3], epochs=2, verbose=0, callbacks=[balancer])
     assert all(row["scale_shift"] > 0 for row in balancer.record)
+
+
+def test_serves_one_model_after_another():
+    balancer = ScaleBalancer()
+    for _ in range(2):
+        model = make_model()
+        fit(model, 1, balancer)
+        np.testing.assert_allclose(norms_of(model), norms_of(model)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_the_momentum_is_carried(carried):
+    model = make_model()
+    momenta = []
+
+    def remember(epoch, logs):
+        model.optimizer  # noqa: B018 - on JAX, brings the state to the model
+        own = [v for v in model.optimizer.variables if "d0_kernel" in v.path]
+        momenta.append(to_numpy(own[0]) + 0)
+
+    watch = [keras.callbacks.LambdaCallback(on_epoch_end=remember) for _ in range(2)]
+    balancer = ScaleBalancer(optimizer=carried)
+    fit(model, 1, watch[0], balancer, watch[1])
+    row = balancer.record[0]
+    factor = row["after/d0"] / row["before/d0"]
+    assert abs(factor - 1) > 0.01
+    np.testing.assert_allclose(
+        momenta[1], momenta[0] / (factor if carried else 1), rtol=1e-5, atol=1e-9
+    )

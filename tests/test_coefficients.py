@@ -237,3 +237,65 @@ def test_a_layer_inside_is_not_taken_for_one_outside_of_the_same_name():
     regularize(model, {name: WEISSI(value) for name, value in c.items()})
     by_name = [v.regularizer.log_norm for v in model.weights if v.regularizer]
     assert by_layer == by_name == pytest.approx([2 / 3, 2 / 3, 4 / 3])
+
+
+def test_a_gamma_that_feeds_something_pinned_is_not_needed():
+    x = inputs = keras.Input((4,))
+    x = dense("stem")(x)
+    x = layers.Add()([dense("p", None)(x), dense("q", None)(x)])
+    x = layers.BatchNormalization(name="bn")(dense("head", None)(x))
+    c = invariant_coefficients(keras.Model(inputs, layers.Softmax()(x)))
+    assert not c.plain_is_invariant
+    assert c["bn"] == 0.0 and "gamma" not in c.statement
+
+
+def test_what_feeds_something_hidden_bears_a_penalty():
+    class Hidden(layers.Layer):
+        def call(self, x):
+            return x
+
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), Hidden()])
+    c = invariant_coefficients(model)
+    assert c.plain_is_invariant and c["a"] == c["b"] == 1.0
+
+
+def test_what_is_left_out_next_to_a_group_is_named():
+    model = keras.Sequential(
+        [keras.Input((4,)), dense("a"), dense("b", None)]
+        + [layers.BatchNormalization(name="bn"), dense("c", None)]
+    )
+    c = invariant_coefficients(model)
+    assert "(next to 'b', without a penalty)" in c.statement
+
+
+def nested_normalization():
+    inner = keras.Sequential(
+        [keras.Input((4,)), dense("a", None), layers.BatchNormalization(name="bn")],
+        name="inner",
+    )
+    return keras.Sequential([keras.Input((4,)), inner, dense("b", None)])
+
+
+@pytest.mark.parametrize("how", ["name", "path", "layer", "dict", "frozenset"])
+def test_regularize_takes_a_gamma_that_is_named(how):
+    model = nested_normalization()
+    bn = model.layers[0].layers[-1]
+    named = {"name": ["bn"], "path": "inner/bn", "layer": [bn]}
+    named["frozenset"] = frozenset(["bn"])
+    if how == "dict":
+        regularize(model, {"bn": WEISSI(0.1)})
+    else:
+        regularize(model, WEISSI(0.1), layers=named[how])
+    assert isinstance(bn.gamma.regularizer, WEISSI)
+    assert isinstance(bn.gamma_regularizer, WEISSI)
+    # Once more, as one of those that have it already.
+    report = regularize(model, WEISSI(0.2), layers=["bn"])
+    assert [row.name for row in report].count("inner/bn") == 1 and len(report) == 3
+
+
+def test_regularize_takes_no_gamma_unless_it_is_named():
+    model = nested_normalization()
+    for named in (None, "inner", lambda layer: True, layers.Layer):
+        report = regularize(model, WEISSI(0.1), layers=named, include_normalized=True)
+        assert "inner/bn" not in [row.name for row in report]
+    assert model.layers[0].layers[-1].gamma.regularizer is None

@@ -396,3 +396,65 @@ def test_prints_as_tables():
     assert "x, b0, … add2 (7 in all)" in text
     assert "6 groups, 4 of them free" in text
     assert repr(scale_groups(model)) == text
+
+
+def test_a_layer_in_two_time_distributed_ones():
+    each = layers.TimeDistributed(layers.TimeDistributed(dense("a")))
+    model = keras.Sequential([keras.Input((2, 3, 4)), each, dense("b", None)])
+    assert len(free(model)) == 1
+
+
+def test_what_is_not_clear_is_pinned_on_both_sides_of_the_call():
+    inputs = [keras.Input((4,), name=name) for name in ("a", "b")]
+    y = layers.Add()([dense(f"i{x.name}")(x) for x in inputs])
+    inner = keras.Model(inputs, dense("im", None)(y), name="inner")
+    x = keras.Input((4,))
+    given = {name: dense(f"o{name}")(x) for name in ("a", "b")}
+    groups = scale_groups(keras.Model(x, dense("c", None)(inner(given))))
+    why = "it is not clear which argument becomes which of its inputs"
+    unclear = [
+        i for i, group in enumerate(groups.groups) if ("inner", why) in group.pins
+    ]
+    sources = {e.kernel.name for e in groups.edges if e.source in unclear}
+    targets = {e.kernel.name for e in groups.edges if e.target in unclear}
+    assert sources == {"inner/ia", "inner/ib", "c"}
+    assert targets == {"oa", "ob", "inner/im"}
+
+
+def test_a_tuple_is_as_clear_as_a_list():
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    y = layers.Add()([dense(f"i{i}")(x) for i, x in enumerate(inputs)])
+    inner = keras.Model(inputs, y, name="inner")
+    x = keras.Input((4,))
+    called = inner((dense("a")(x), dense("b")(x)))
+    model = keras.Model(x, dense("c", None)(called))
+    assert {("a",), ("b",)} <= set(free(model))
+
+
+def test_a_single_input_is_clear_however_it_is_passed():
+    x = keras.Input((4,), name="one")
+    one = keras.Model(x, dense("j")(x), name="by_list")
+    x = keras.Input((4,), name="k")
+    named = keras.Model({"k": x}, dense("l")(x), name="by_name")
+    x = keras.Input((4,))
+    model = keras.Model(x, dense("c", None)(named({"k": one([dense("a")(x)])})))
+    assert set(free(model)) == {("a",), ("by_list/j",), ("by_name/l",)}
+
+
+def test_both_ends_of_a_shared_layer_are_tied():
+    shared = dense("shared")
+    x = inputs = keras.Input((4,))
+    y, z = shared(dense("a")(x)), shared(dense("b")(x))
+    model = keras.Model(inputs, [dense("p", None)(y), dense("q", None)(z)])
+    assert free(model) == {
+        ("a", "b"): (["a", "b"], ["shared"]),
+        ("shared",): (["shared"], ["p", "q"]),
+    }
+
+
+def test_a_layer_one_call_of_which_is_not_known_is_pinned_in_all():
+    bn = layers.BatchNormalization(name="bn")
+    x, mask = keras.Input((5, 4)), keras.Input((5,), dtype="bool")
+    y, z = bn(dense("a", None)(x)), bn(dense("b", None)(x), mask=mask)
+    model = keras.Model([x, mask], [dense("c", None)(y), dense("d", None)(z)])
+    assert free(model) == {}

@@ -294,6 +294,7 @@ class MyDense(layers.Dense):
         (layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(1)), "MaxNorm"),
         (layers.Dense(3, bias_constraint=keras.constraints.UnitNorm()), "UnitNorm"),
         (layers.Embedding(5, 3), "Embedding is not known"),
+        (layers.BatchNormalization(beta_constraint="max_norm"), "epsilon"),
         (
             layers.BatchNormalization(gamma_constraint=keras.constraints.MaxNorm(1)),
             "epsilon",

@@ -254,3 +254,14 @@ def test_norm_table_keeps_float64():
     dense.kernel.assign(np.full((4, 4), 1.0 + 1e-12))
     (row,) = norms.norm_table(model, print_fn=None)
     assert row.norm == pytest.approx(4.0 + 4e-12, rel=1e-14) and row.norm != 4.0
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 40), (40,), (4, 2, 2), (16, 1), ()])
+def test_pieces_are_the_whole(monkeypatch, shape):
+    monkeypatch.setattr(norms, "PIECE", 16)
+    value = np.arange(np.prod(shape), dtype="float32").reshape(shape)
+    pieces = list(norms.host_pieces(keras.Variable(value)))
+    assert (len(pieces) > 1) == (value.size > 16)
+    if value.size > 16:
+        pieces = [np.concatenate(pieces)]
+    np.testing.assert_array_equal(pieces[0], value)

@@ -4,6 +4,7 @@ import pytest
 from helpers import BACKEND, float64, to_numpy
 from keras import layers, optimizers
 
+from keras_weissi import norms, rescaling
 from keras_weissi.rescaling import _POWERS, optimizer_of, rescale, state_of
 
 ALL = {
@@ -224,3 +225,31 @@ def test_a_large_variable_is_scaled_as_a_small_one():
     tiny = keras.Variable(np.full((2**10, 2**10 + 1), 1e-30, "float32"))
     rescale([(tiny, 1e40, "float32")])  # a factor beyond the range of float32
     np.testing.assert_allclose(to_numpy(tiny), 1e10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_pieces_come_together_again(monkeypatch, dtype):
+    monkeypatch.setattr(norms, "PIECE", 16)
+    monkeypatch.setattr(rescaling, "PIECE", 16)
+    value = np.arange(35.0).reshape(7, 5)
+    for factor in (3.0, 0.5):
+        variable = keras.Variable(value, dtype=dtype)
+        rescale([(variable, factor, dtype)])
+        after = to_numpy(keras.ops.cast(variable.value, "float32"))
+        np.testing.assert_array_equal(after, factor * value)
+
+
+def test_state_that_would_overflow_is_refused_and_state_may_vanish():
+    for gradient, factor in ((1e10, 1e-15), (1e-15, 1e10)):
+        variable, optimizer = variable_and_optimizer(
+            lambda: optimizers.Adam(0.1), dtype="float32"
+        )
+        step(optimizer, variable, 3 * (gradient,))
+        before = to_numpy(variable) + 0
+        if factor < 1:
+            with pytest.raises(ValueError, match="velocity.*range of float32"):
+                rescale([(variable, factor, "float32")], optimizer)
+            np.testing.assert_array_equal(to_numpy(variable), before)
+        else:
+            rescale([(variable, factor, "float32")], optimizer)
+            np.testing.assert_allclose(to_numpy(variable), before * factor, rtol=1e-6)

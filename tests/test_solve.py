@@ -121,3 +121,43 @@ def test_components_are_numbered_in_order_of_their_first_node():
     assert solve.components(4, [], "weak").tolist() == [0, 1, 2, 3]
     strong = solve.components(4, [(1, 2), (2, 1), (2, 3)], "strong")
     assert strong.tolist() == [0, 1, 1, 2]
+
+
+def test_loops_and_edges_between_pinned_groups_count_for_nothing():
+    # However large: they do not change with the scales.
+    for extra in ((1, 1), (0, 0)):
+        sources, targets = np.array([0, 1, extra[0]]), np.array([1, 0, extra[1]])
+        logs = np.array([0.0, 2.0, 1e3])
+        a, _ = solve.balanced_log_scales(2, sources, targets, logs)
+        np.testing.assert_allclose(a, [0.0, 1.0], atol=1e-14)
+
+
+def test_a_part_that_is_cut_off_counts_for_nothing():
+    # 0 -> 3 -> 0, and 1 <-> 2 behind a kernel of norm 0.
+    sources, targets = np.array([0, 3, 0, 1, 2, 1]), np.array([3, 0, 1, 2, 1, 0])
+    logs = np.array([0.0, 2.0, -np.inf, 1e3, 1e3, 0.0])
+    a, _ = solve.balanced_log_scales(4, sources, targets, logs)
+    np.testing.assert_allclose(a, [0, 0, 0, 1.0], atol=1e-14)
+
+
+def test_norms_beyond_the_range_of_their_squares():
+    sources, targets = np.array([0, 1, 0, 0]), np.array([1, 0, 1, 1])
+    logs = np.array([400.0, 402.0, 399.0, 401.0])
+    a, _ = solve.balanced_log_scales(2, sources, targets, logs)
+    into = np.exp(2 * (a[1] + logs[[0, 2, 3]] - 400)).sum()
+    assert into == pytest.approx(np.exp(2 * (logs[1] - a[1] - 400)))
+
+
+def test_a_solution_that_is_not_found_is_said():
+    count, sources, targets, rng = random_graph(3)
+    failures = 0
+    for _ in range(20):
+        logs = rng.normal(0, 300.0, len(sources))
+        try:
+            a, _ = solve.balanced_log_scales(count, sources, targets, logs)
+        except RuntimeError as error:
+            assert "balanced scales were not found" in str(error)
+            failures += 1
+        else:
+            assert np.isfinite(a).all()
+    assert failures

@@ -308,6 +308,7 @@ def test_a_norm_that_is_not_finite_is_refused_by_name(value):
         ({"a": 2.0}, "2 by way of 'a' and 'b' and 'c', but 1 is needed there, as 'c' "),
         ({"a": 2.0, "b": 0.0}, r"factors\['b'\]=0.0"),
         ({"a": float("nan")}, r"factors\['a'\]=nan"),
+        ({"a": float("inf")}, r"factors\['a'\]=inf"),
         ({"a": True}, r"factors\['a'\]=True"),
         ({"z": 2.0}, "Received: 'z'"),
         ([2.0], "Expected a dict"),
@@ -349,6 +350,12 @@ def test_a_layer_with_two_kernels_shares_its_factor():
     report = shift_scales(model, {"sep": 4.0, "out": 0.25})
     assert [row.factor for row in report] == [2.0, 2.0, 0.25]
     shift_scales(model, {"sep/depthwise_kernel": 2.0, "sep/pointwise_kernel": 0.5})
+    networks.randomize(model)
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 2)).astype("float32")
+    before = outputs_of(model, x)
+    shift_scales(model, {"sep/depthwise_kernel": 8.0, "out": 0.125})
+    balance_scales(model)
+    assert relative_error(outputs_of(model, x), before) < 1e-5
 
 
 def test_a_factor_that_would_overflow_changes_nothing():
