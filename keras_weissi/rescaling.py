@@ -104,7 +104,8 @@ def state_of(optimizer):
     Raises:
         ValueError: If the optimizer is not known, or keeps something unknown.
     """
-    while isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    loss_scaling = keras.optimizers.LossScaleOptimizer
+    while isinstance(optimizer, loss_scaling) and is_of_keras(optimizer):
         optimizer = optimizer.inner_optimizer
     if optimizer is None:
         return {}

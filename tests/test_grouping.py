@@ -404,11 +404,31 @@ def test_a_layer_in_two_time_distributed_ones():
     assert len(free(model)) == 1
 
 
-def test_what_is_not_clear_is_pinned_on_both_sides_of_the_call():
+def with_two_inputs():
+    """A model to be called with a list; with a dict, it is not clear what is what."""
     inputs = [keras.Input((4,), name=name) for name in ("a", "b")]
     y = layers.Add()([dense(f"i{x.name}")(x) for x in inputs])
-    inner = keras.Model(inputs, dense("im", None)(y), name="inner")
-    x = keras.Input((4,))
+    return keras.Model(inputs, dense("im", None)(y), name="inner")
+
+
+def test_a_call_that_is_clear_does_not_free_what_another_pins():
+    inner, x = with_two_inputs(), keras.Input((4,))
+    clear = inner([dense("p")(x), dense("q")(x)])
+    unclear = inner({name: dense(f"o{name}")(x) for name in ("a", "b")})
+    model = keras.Model(x, [dense("c", None)(clear), dense("d", None)(unclear)])
+    assert not any({"p", "q", "oa", "ob"} & set(group) for group in free(model))
+
+
+def test_what_an_unclear_call_takes_is_pinned_elsewhere_too():
+    inner, x = with_two_inputs(), keras.Input((4,))
+    a, b = dense("oa")(x), dense("ob")(x)
+    y = inner({"a": a, "b": b})
+    model = keras.Model(x, [dense("c", None)(y), dense("r", None)(a)])
+    assert "oa" not in [name for group in free(model) for name in group]
+
+
+def test_what_is_not_clear_is_pinned_on_both_sides_of_the_call():
+    inner, x = with_two_inputs(), keras.Input((4,))
     given = {name: dense(f"o{name}")(x) for name in ("a", "b")}
     groups = scale_groups(keras.Model(x, dense("c", None)(inner(given))))
     why = "it is not clear which argument becomes which of its inputs"

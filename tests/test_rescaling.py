@@ -124,6 +124,14 @@ def test_unknown_optimizers_are_named_before_anything_is_changed():
         assert to_numpy(variable).tolist() == [1.0, -2.0, 3.0]
 
 
+def test_a_loss_scaling_of_the_users_own_is_refused():
+    class Mine(optimizers.LossScaleOptimizer):
+        pass
+
+    with pytest.raises(ValueError, match="argument `optimizer`.*Received: Mine"):
+        state_of(Mine(optimizers.SGD(0.1)))
+
+
 def test_state_that_is_not_known_is_refused():
     variable, optimizer = variable_and_optimizer(lambda: optimizers.SGD(0.1))
     optimizer.add_variable_from_reference(variable, "novelty")
