@@ -1,0 +1,334 @@
+"""Does it help? Trains with every method, tuned alike, and tests what comes out.
+
+For each task and optimizer, every method gets the same number of trials: strengths on a
+grid of powers of 2, widened while the best is at an edge and refined while it is not,
+each tried with a few seeds and judged by the accuracy on the validation rows. The
+strength that is chosen is then trained with new seeds, which also draw new splits, and
+only these runs see the test rows: accuracy, calibration, and attacks.
+
+    pip install '.[evidence]'
+    python benchmarks/evidence.py                        # all that needs no download
+    python benchmarks/evidence.py --task digits-noise20 --optimizer sgd
+    python benchmarks/evidence.py --task cifar10         # if you are online
+    python benchmarks/evidence.py --report               # tables and figures
+
+Runs are resumed: each leaves a file when it is done, and what has one is not run again.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+
+# Each process has one thread: networks this small do not gain from a second.
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+)
+
+ATTACKED = 200  # test rows
+BINS = 15  # of the calibration error
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much is tried.
+
+    Attributes:
+        grid: int, trials on the first grid of strengths.
+        trials: int, trials in all.
+        search: seeds of the search.
+        final: seeds of the runs that see the test rows: none of the search's.
+        epochs: float, what the epochs of a task are multiplied by.
+    """
+
+    grid: int = 7
+    trials: int = 12
+    search: tuple = (0, 1, 2)
+    final: tuple = tuple(range(100, 110))
+    epochs: float = 1.0
+
+
+QUICK = Budget(grid=3, trials=3, search=(0,), final=(100, 101), epochs=0.05)
+
+
+def parse_arguments(arguments=None):
+    """Reads the command line; a bad value ends the program with one line."""
+    from evidence_tasks import TASKS
+    from evidence_training import METHODS, RATES
+
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    offline = [name for name, task in TASKS.items() if not task.online]
+    parser.add_argument("--task", nargs="+", choices=list(TASKS), default=offline)
+    parser.add_argument(
+        "--optimizer", nargs="+", choices=list(RATES), default=list(RATES)
+    )
+    parser.add_argument(
+        "--method", nargs="+", choices=list(METHODS), default=list(METHODS)
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parent / "results",
+        help="folder for the results",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps and seeds: to try it out"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="tables and figures of what is there"
+    )
+    parsed = parser.parse_args(arguments)
+    if parsed.jobs < 1:
+        parser.error("argument --jobs: expected an int of at least 1")
+    return parsed
+
+
+class Results:
+    """The results of runs: a file for each, so that none is done twice.
+
+    Those that have been gathered into the table before count as well.
+
+    Args:
+        folder: `pathlib.Path`.
+    """
+
+    def __init__(self, folder):
+        from evidence_report import gather, key_of
+
+        self.folder = folder / "runs"
+        self.key_of = key_of
+        self.done = {key_of(row): row for row in gather(folder)}
+
+    def get(self, run):
+        """Returns the results of a run, or `None` if it has not been done."""
+        return self.done.get(self.key_of(run))
+
+    def put(self, run, result):
+        """Writes the results of a run, in one go: no run is there by half."""
+        path = self._path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({**run, **result}))
+        os.replace(temporary, path)
+        self.done[self.key_of(run)] = {**run, **result}
+
+    def _path(self, run):
+        folder = self.folder / f"{run['task']}_{run['optimizer']}"
+        name = f"{run['method']}_{run['strength']:.6g}_{run['stage']}_{run['seed']}"
+        return folder / f"{name}.json"
+
+
+def study(task, optimizer, method, out, budget, report=lambda: None):
+    """Searches the strength of one method for a task and trains the final networks.
+
+    Args:
+        task: str, a key of `evidence_tasks.TASKS`.
+        optimizer: `"sgd"` or `"adam"`.
+        method: str, a key of `evidence_training.METHODS`.
+        out: `pathlib.Path`, the folder of the results.
+        budget: `Budget`.
+        report: Function that is called after each run. Defaults to nothing.
+    """
+    from evidence_tasks import TASKS, load
+    from evidence_training import METHODS, Trainer
+
+    results = Results(out)
+    task = TASKS[task]
+    epochs = max(1, round(task.epochs * budget.epochs))
+    task = dataclasses.replace(task, epochs=epochs)
+    trainers = []
+
+    def run(strength, stage, seed):
+        key = {
+            "task": task.name,
+            "optimizer": optimizer,
+            "method": method,
+            "strength": float(strength),
+            "stage": stage,
+            "seed": seed,
+        }
+        result = results.get(key)
+        if result is None:
+            split = load(task, seed)
+            if not trainers:
+                trainers.append(Trainer(task, method, optimizer, split))
+            weights, curves = trainers[0].train(split, strength, seed)
+            result = {**evaluate(trainers[0], weights, split, stage), "curves": curves}
+            results.put(key, result)
+        report()
+        return result
+
+    def judge(strength):
+        done = [run(strength, "search", seed) for seed in budget.search]
+        # Of equal accuracies, the lower loss.
+        accuracy = sum(result["validation_accuracy"] for result in done)
+        return accuracy, -sum(result["validation_loss"] for result in done)
+
+    start = METHODS[method].start
+    tried = trials(start, judge, budget.grid, budget.trials)
+    best = max(tried, key=tried.get)
+    for seed in budget.final:
+        run(best, "final", seed)
+
+
+def trials(start, judge, grid, count):
+    """Tries strengths: a grid first, then next to the best.
+
+    The grid is of powers of 2 around `start`. While the best is at an edge, it is made
+    wider there; or else finer, between the best and the better of its neighbors.
+
+    Args:
+        start: float, the middle of the grid; 0 for a method without a strength.
+        judge: Function from a strength to something that is greater for a better one.
+        grid: int, how many strengths are on the grid.
+        count: int, how many there are in all.
+
+    Returns:
+        Dict from strengths to what `judge` says of them.
+    """
+    if not start:
+        return {0.0: judge(0.0)}
+    strengths = [start * 2.0 ** (i - grid // 2) for i in range(grid)]
+    judged = {strength: judge(strength) for strength in strengths}
+    while len(judged) < count:
+        strengths = sorted(judged)
+        place = strengths.index(max(strengths, key=judged.get))
+        if place == 0:
+            strength = strengths[0] / 2
+        elif place == len(strengths) - 1:
+            strength = strengths[-1] * 2
+        else:
+            around = (strengths[place - 1], strengths[place + 1])
+            strength = (strengths[place] * max(around, key=judged.get)) ** 0.5
+        judged[strength] = judge(strength)
+    return judged
+
+
+def evaluate(trainer, weights, split, stage):
+    """Returns what is known of a trained network.
+
+    Args:
+        trainer: `evidence_training.Trainer`.
+        weights: list of arrays.
+        split: `evidence_tasks.Split`.
+        stage: `"search"`, or `"final"`, which alone sees the test rows.
+
+    Returns:
+        Dict of floats. Losses that are not finite count as 1e9.
+    """
+    import numpy as np
+    from evidence_attacks import robustness
+
+    def measured(x, y):
+        logits = trainer.logits(weights, x).astype("float64")
+        logits = np.nan_to_num(logits, nan=0.0, posinf=1e9, neginf=-1e9)
+        logits -= logits.max(axis=1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        loss = float(-log_p[np.arange(len(y)), y].mean())
+        return log_p, float((log_p.argmax(axis=1) == y).mean()), min(loss, 1e9)
+
+    _, accuracy, loss = measured(split.x_validation, split.y_validation)
+    result = {"validation_accuracy": accuracy, "validation_loss": loss}
+    if stage == "final":
+        log_p, accuracy, loss = measured(split.x_test, split.y_test)
+        result |= {"test_accuracy": accuracy, "test_loss": loss}
+        result["calibration_error"] = calibration_error(np.exp(log_p), split.y_test)
+        rows = slice(0, ATTACKED)
+        strides = [
+            layer.strides[0]
+            for layer in trainer.model.layers
+            if hasattr(layer, "strides")
+        ]
+        result |= robustness(weights, strides, split.x_test[rows], split.y_test[rows])
+    return result
+
+
+def calibration_error(probabilities, labels):
+    """Returns the expected calibration error: how far confidence is from accuracy.
+
+    Args:
+        probabilities: array of shape `(rows, classes)`.
+        labels: int array of shape `(rows,)`.
+    """
+    import numpy as np
+
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(places, right - confidence, BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def _study_in_process(arguments, queue):
+    study(*arguments, report=lambda: queue.put(1))
+
+
+def main():
+    """Runs the benchmark."""
+    arguments = parse_arguments()
+    if arguments.report:
+        from evidence_report import report
+
+        report(arguments.out)
+        return
+    from evidence_training import METHODS
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    budget = QUICK if arguments.quick else Budget()
+    studies = [
+        (task, optimizer, method, arguments.out, budget)
+        for task in arguments.task
+        for optimizer in arguments.optimizer
+        for method in arguments.method
+    ]
+    runs = sum(
+        (budget.trials if METHODS[method].start else 1) * len(budget.search)
+        + len(budget.final)
+        for _, _, method, _, _ in studies
+    )
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(arguments.jobs, context) as pool,
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        ) as progress,
+    ):
+        queue = manager.Queue()
+        bar = progress.add_task("runs", total=runs)
+        waiting = {pool.submit(_study_in_process, s, queue): s for s in studies}
+        while waiting:
+            done, _ = concurrent.futures.wait(
+                waiting, 1, concurrent.futures.FIRST_COMPLETED
+            )
+            while not queue.empty():
+                queue.get()
+                progress.advance(bar)
+            for future in done:
+                task, optimizer, method, *_ = waiting.pop(future)
+                future.result()
+                progress.console.print(f"{task}, {optimizer}: {method} is done")
+    print(f"In {arguments.out}: runs. For tables and figures: --report")
+
+
+if __name__ == "__main__":
+    main()

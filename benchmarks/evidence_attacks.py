@@ -1,0 +1,111 @@
+"""How far inputs have to be moved for a network to be wrong: attacks by foolbox.
+
+The trained weights are put into the same network in PyTorch, which foolbox knows best.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+PGD_EPSILONS = (0.025, 0.05, 0.1, 0.15)
+NOISE = (0.1, 0.2, 0.4)
+# What a network says is scaled so that its logits have this standard deviation, in the
+# run that shows what a mere change of their scale does to an attack.
+LOGIT_SCALE = 1.0
+
+
+class TorchNetwork(torch.nn.Module):
+    """A plain network of dense layers and convolutions, with trained weights.
+
+    Args:
+        weights: list of arrays: kernel and bias of each layer, as Keras lays them out.
+        strides: list of ints, of the convolutions.
+        scale: float, what the logits are multiplied by. Defaults to `1.0`.
+    """
+
+    def __init__(self, weights, strides=(), scale=1.0):
+        super().__init__()
+        self.strides = list(strides)
+        self.scale = scale
+        self.layers = []
+        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+            order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+            kernel = np.ascontiguousarray(kernel.transpose(order))
+            self.layers.append((torch.tensor(kernel), torch.tensor(np.asarray(bias))))
+
+    def forward(self, x):
+        """Returns the logits, of shape `(rows, classes)`."""
+        strides = list(self.strides)
+        for i, (kernel, bias) in enumerate(self.layers):
+            if kernel.ndim == 4:
+                stride = strides.pop(0)
+                x = functional.conv2d(_padded(x, kernel, stride), kernel, bias, stride)
+            else:
+                if x.ndim == 4:  # Keras flattens with the channels last
+                    x = x.permute(0, 2, 3, 1).flatten(1)
+                x = functional.linear(x, kernel, bias)
+            if i + 1 < len(self.layers):
+                x = functional.relu(x)
+        return x * self.scale
+
+
+def _padded(x, kernel, stride):
+    """Pads as `padding="same"` of Keras does, more at the end than at the start."""
+    padding = []
+    for size, width in zip(x.shape[:1:-1], kernel.shape[:1:-1], strict=True):
+        total = max((-(-size // stride) - 1) * stride + width - size, 0)
+        padding += [total // 2, total - total // 2]
+    return functional.pad(x, padding)
+
+
+def robustness(weights, strides, x, y, seed=0):
+    """Attacks a network.
+
+    Args:
+        weights: list of arrays.
+        strides: list of ints, of the convolutions.
+        x: float32 array of shape `(rows, features)` or `(rows, height, width,
+            channels)`, in [0, 1].
+        y: int array of shape `(rows,)`.
+        seed: int.
+
+    Returns:
+        Dict of floats: accuracy under PGD in the maximum norm, for each of
+        `PGD_EPSILONS`, with the logits as they are and with them scaled; the median
+        smallest perturbation in the Euclidean norm that DeepFool and FMN find; the
+        accuracy with Gaussian noise of each standard deviation in `NOISE`.
+    """
+    import foolbox
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    inputs = torch.tensor(x if x.ndim == 2 else x.transpose(0, 3, 1, 2).copy())
+    labels = torch.tensor(y)
+    network = TorchNetwork(weights, strides).eval()
+    with torch.no_grad():
+        spread = float(network(inputs).std())
+    result = {}
+    if not np.isfinite(spread):
+        return result
+    scaled = TorchNetwork(weights, strides, LOGIT_SCALE / max(spread, 1e-12)).eval()
+    for name, model in (("pgd", network), ("pgd_scaled", scaled)):
+        attack = foolbox.attacks.LinfPGD(steps=20)
+        model = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        for epsilon in PGD_EPSILONS:
+            _, _, wrong = attack(model, inputs, labels, epsilons=epsilon)
+            result[f"{name}_{epsilon}"] = 1 - wrong.float().mean().item()
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    for name, attack in (
+        ("deepfool", foolbox.attacks.L2DeepFoolAttack(steps=30, candidates=10)),
+        ("fmn", foolbox.attacks.L2FMNAttack(steps=100, max_stepsize=0.05)),
+    ):
+        found, _, wrong = attack(model, inputs, labels, epsilons=None)
+        distance = (found - inputs).flatten(1).norm(dim=1)
+        distance = torch.where(wrong, distance, torch.full_like(distance, np.inf))
+        result[name] = distance.median().item()
+    noise = torch.randn(inputs.shape)
+    with torch.no_grad():
+        for deviation in NOISE:
+            predicted = network(inputs + deviation * noise).argmax(1)
+            result[f"noise_{deviation}"] = (predicted == labels).float().mean().item()
+    return result

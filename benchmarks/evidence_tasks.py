@@ -1,0 +1,179 @@
+"""The tasks of the evidence: data that is drawn anew with every seed, and networks."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set, how much of it to train on, and a network.
+
+    Attributes:
+        name: str.
+        data: str, a key of `SOURCES`.
+        network: str, a key of `NETWORKS`.
+        train: int, how many rows to train on.
+        noise: float, the part of the training and validation labels that is wrong.
+        epochs: int.
+        online: bool, whether the data has to be downloaded.
+    """
+
+    name: str
+    data: str
+    network: str
+    train: int
+    noise: float = 0.0
+    epochs: int = 60
+    online: bool = False
+
+
+# Epochs are such that each network takes about 1,900 steps of 32 rows.
+TASKS = {
+    task.name: task
+    for task in (
+        Task("digits-mlp", "digits", "mlp", 1000),
+        Task("digits-cnn", "digits", "cnn", 1000),
+        Task("digits-deep", "digits", "deep", 1000),
+        Task("digits-noise20", "digits", "mlp", 1000, noise=0.2),
+        Task("digits-noise40", "digits", "mlp", 1000, noise=0.4),
+        Task("digits-100", "digits", "mlp", 100, epochs=470),
+        Task("digits-400", "digits", "mlp", 400, epochs=146),
+        Task("wine", "wine", "mlp", 90, epochs=630),
+        Task("breast-cancer", "breast_cancer", "mlp", 300, epochs=190),
+        Task("mnist", "mnist", "mlp", 50_000, epochs=10, online=True),
+        Task("fashion-mnist", "fashion_mnist", "cnn", 50_000, epochs=20, online=True),
+        Task("cifar10", "cifar10", "resnet", 45_000, epochs=100, online=True),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Rows and labels for training, for validation and for the test."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_validation: np.ndarray
+    y_validation: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+
+
+def load(task, seed):
+    """Draws the split of a task: what is tested, and what the labels say, by the seed.
+
+    Validation labels are as noisy as those for training, as a user's would be; those
+    of the test are clean. Inputs of images are in [0, 1]; of tables, they are
+    standardized by the training rows and scaled to about [0, 1].
+    """
+    from sklearn.model_selection import train_test_split
+
+    x, y, test = SOURCES[task.data]()
+    rng = np.random.default_rng(seed)
+    if test is None:
+        x, x_test, y, y_test = train_test_split(
+            x, y, test_size=1 / 3, random_state=seed, stratify=y
+        )
+    else:
+        x_test, y_test = test
+    x, x_validation, y, y_validation = train_test_split(
+        x, y, train_size=task.train, random_state=seed, stratify=y
+    )
+    classes = int(y.max()) + 1
+    y, y_validation = (
+        _with_noise(v, task.noise, classes, rng) for v in (y, y_validation)
+    )
+    if x.ndim == 2 and task.data != "digits":
+        mean, scale = x.mean(axis=0), x.std(axis=0)
+        x, x_validation, x_test = (
+            np.clip((part - mean) / scale / 6 + 0.5, 0, 1)
+            for part in (x, x_validation, x_test)
+        )
+    shape = (-1,) if task.network in ("mlp", "deep") else None
+    parts = []
+    for part in (x, x_validation, x_test):
+        part = part.astype("float32")
+        parts.append(part.reshape(len(part), -1) if shape else part)
+    return Split(parts[0], y, parts[1], y_validation, parts[2], y_test, classes)
+
+
+def _with_noise(y, noise, classes, rng):
+    wrong = rng.random(len(y)) < noise
+    return np.where(wrong, (y + rng.integers(1, classes, len(y))) % classes, y)
+
+
+def _digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images[..., None] / 16.0, digits.target, None
+
+
+def _table(name):
+    import sklearn.datasets
+
+    return *getattr(sklearn.datasets, f"load_{name}")(return_X_y=True), None
+
+
+def _images(name):
+    (x, y), (x_test, y_test) = getattr(keras.datasets, name).load_data()
+    if x.ndim == 3:
+        x, x_test = x[..., None], x_test[..., None]
+    return x / 255.0, y.ravel(), (x_test / 255.0, y_test.ravel())
+
+
+SOURCES = {
+    "digits": _digits,
+    "wine": lambda: _table("wine"),
+    "breast_cancer": lambda: _table("breast_cancer"),
+    "mnist": lambda: _images("mnist"),
+    "fashion_mnist": lambda: _images("fashion_mnist"),
+    "cifar10": lambda: _images("cifar10"),
+}
+
+
+def _mlp(shape, classes, width=256, depth=3):
+    hidden = [layers.Dense(width, "relu") for _ in range(depth)]
+    return keras.Sequential([keras.Input(shape), *hidden, layers.Dense(classes)])
+
+
+def _cnn(shape, classes):
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.Conv2D(32, 3, 2, padding="same", activation="relu"),
+            layers.Conv2D(32, 3, 2, padding="same", activation="relu"),
+            layers.Flatten(),
+            layers.Dense(64, "relu"),
+            layers.Dense(classes),
+        ]
+    )
+
+
+def _resnet(shape, classes):
+    """ResNet-18 for small images, without normalization."""
+    x = inputs = keras.Input(shape)
+    x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
+    for stage in range(4):
+        for block in range(2):
+            stride = 2 if stage and not block else 1
+            y = layers.Conv2D(64 * 2**stage, 3, stride, "same", activation="relu")(x)
+            y = layers.Conv2D(64 * 2**stage, 3, padding="same")(y)
+            if stride == 2:
+                x = layers.Conv2D(64 * 2**stage, 1, stride)(x)
+            x = layers.ReLU()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(classes)(x))
+
+
+NETWORKS = {
+    "mlp": _mlp,
+    "deep": lambda shape, classes: _mlp(shape, classes, width=128, depth=8),
+    "cnn": _cnn,
+    "resnet": _resnet,
+}

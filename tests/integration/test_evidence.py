@@ -1,0 +1,196 @@
+"""The benchmark of the evidence: its protocol, and that it runs and resumes."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import BACKEND, ROOT
+
+pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="runs on JAX alone")
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_trials_widen_and_refine_and_are_equally_many():
+    from evidence import trials
+
+    for best in (1e-4, 0.01, 0.013, 0.7):
+        tried = []
+
+        def judge(strength, best=best, tried=tried):
+            tried.append(strength)
+            return -abs(np.log(strength / best))
+
+        judged = trials(0.01, judge, grid=7, count=16)
+        assert len(tried) == len(set(tried)) == len(judged) == 16
+        chosen = max(judged, key=judged.get)
+        assert abs(np.log2(chosen / best)) < 0.3
+        assert min(judged) < chosen < max(judged)
+    assert trials(0.0, lambda strength: 1, grid=7, count=16) == {0.0: 1}
+
+
+def test_calibration_error():
+    from evidence import calibration_error
+
+    sure = np.array([[0.9, 0.1]] * 10)
+    labels = np.array([0] * 9 + [1])
+    assert calibration_error(sure, labels) == pytest.approx(0.0)
+    assert calibration_error(sure, 1 - labels) == pytest.approx(0.8)
+
+
+def test_splits_are_drawn_by_the_seed_and_have_no_row_in_common():
+    from evidence_tasks import TASKS, load
+
+    for name in ("digits-noise20", "wine", "breast-cancer", "digits-cnn"):
+        task = TASKS[name]
+        one, same, other = load(task, 1), load(task, 1), load(task, 2)
+        np.testing.assert_array_equal(one.x_test, same.x_test)
+        assert not np.array_equal(one.x_test, other.x_test)
+        assert len(one.x) == task.train
+        rows = [
+            {row.tobytes() for row in part}
+            for part in (one.x, one.x_validation, one.x_test)
+        ]
+        assert not rows[0] & rows[2] and not rows[1] & rows[2]
+        assert one.x.min() >= 0 and one.x.max() <= 1
+
+
+def test_a_fifth_of_the_labels_is_wrong_and_none_of_the_test():
+    import dataclasses
+
+    from evidence_tasks import TASKS, load
+
+    noisy = load(TASKS["digits-noise20"], 0)
+    clean = load(dataclasses.replace(TASKS["digits-noise20"], noise=0.0), 0)
+    assert np.mean(noisy.y != clean.y) == pytest.approx(0.2, abs=0.04)
+    assert np.mean(noisy.y_validation != clean.y_validation) > 0.1
+    np.testing.assert_array_equal(noisy.y_test, clean.y_test)
+
+
+def test_the_network_in_pytorch_is_the_same():
+    torch = pytest.importorskip("torch")
+    from evidence_attacks import TorchNetwork
+    from evidence_tasks import NETWORKS
+
+    x = np.random.default_rng(0).random((5, 8, 8, 1)).astype("float32")
+    model = NETWORKS["cnn"]((8, 8, 1), 10)
+    weights = [np.asarray(w) for w in model.get_weights()]
+    for i in range(1, len(weights), 2):
+        weights[i] = np.random.default_rng(i).normal(size=weights[i].shape)
+        weights[i] = weights[i].astype("float32")
+    model.set_weights(weights)
+    network = TorchNetwork(weights, strides=(1, 2, 2), scale=3.0)
+    outputs = network(torch.tensor(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    np.testing.assert_allclose(outputs, 3 * np.asarray(model(x)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_step_is_that_of_fit(optimizer):
+    """Trains an epoch with L2 as a user would, and by the benchmark."""
+    import dataclasses
+
+    import keras
+    from evidence_tasks import TASKS, load
+    from evidence_training import BATCH, Trainer
+
+    task = dataclasses.replace(TASKS["digits-100"], epochs=1)
+    split = load(task, 0)
+    trainer = Trainer(task, "l2", optimizer, split)
+    trained, _ = trainer.train(split, 0.01, seed=3)
+
+    # The start and the order of the rows, drawn again.
+    rng = np.random.default_rng(3)
+    start = []
+    for variable in trainer.model.trainable_variables:
+        make = keras.initializers.Zeros()
+        if variable.name == "kernel":
+            make = keras.initializers.HeNormal(seed=int(rng.integers(2**31)))
+        start.append(np.asarray(make(variable.shape)))
+    order = rng.permutation(len(split.x))[: trainer.steps * BATCH]
+    model = keras.models.clone_model(trainer.model)
+    model.set_weights(start)
+    for layer in model.layers:
+        layer.kernel.regularizer = keras.regularizers.L2(0.01)
+    kind = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[optimizer]
+    momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
+    model.compile(
+        kind(trainer.rate, **momentum),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(split.x[order], split.y[order], BATCH, shuffle=False, verbose=0)
+    for one, two in zip(trained, model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_the_comparison_is_paired_and_has_the_interval_of_student():
+    from evidence_report import compare
+
+    rows = [
+        {
+            "method": method,
+            "stage": "final",
+            "seed": seed,
+            "strength": 1.0,
+            "test_accuracy": value,
+        }
+        for method, values in (("l2", (0.5, 0.7, 0.9)), ("weissi", (0.6, 0.8, 1.03)))
+        for seed, value in enumerate(values)
+    ]
+    result = compare(rows, "test_accuracy")["weissi"]
+    # By hand: differences of 0.1, 0.1, 0.13; t of 2 degrees of freedom is 4.3027.
+    half = 4.3027 * np.std([0.1, 0.1, 0.13], ddof=1) / np.sqrt(3)
+    assert result["difference"] == pytest.approx(0.11)
+    assert result["low"] == pytest.approx(0.11 - half, rel=1e-4)
+    assert result["high"] == pytest.approx(0.11 + half, rel=1e-4)
+    assert result["p"] == pytest.approx(0.00817, abs=2e-4)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", str(BENCHMARKS / "evidence.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
+
+
+@pytest.mark.slow
+def test_runs_resumes_and_reports(tmp_path):
+    pytest.importorskip("foolbox")
+    task = ["--task", "digits-100", "--optimizer", "sgd", "--quick"]
+    task += ["--method", "none", "l2", "weissi-balanced", "--jobs", "2"]
+    out = ["--out", str(tmp_path)]
+    result = run(*task, *out)
+    assert result.returncode == 0, result.stderr
+    files = sorted((tmp_path / "runs").glob("*/*.json"))
+    assert len(files) == 3 + 2 * 5  # seeds, and strengths for those that have one
+    assert not list(tmp_path.glob("**/*.tmp"))
+
+    assert run("--report", *out).returncode == 0
+    table = (tmp_path / "runs.csv").read_text()
+    text = (tmp_path / "TABLES.md").read_text()
+    assert text.count("| weissi-balanced |") == 2
+    assert (tmp_path / "figures" / "digits-100_sgd.png").exists()
+
+    # What was killed is run again, what is in the table is not.
+    for path in files:
+        path.unlink()
+    rows = list(csv.DictReader(table.splitlines()))
+    kept = [row for row in rows if (row["method"], row["stage"]) != ("l2", "final")]
+    with open(tmp_path / "runs.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(kept)
+    assert run(*task, *out).returncode == 0
+    again = sorted((tmp_path / "runs").glob("*/*.json"))
+    assert [path.name.split("_")[0] for path in again] == ["l2", "l2"]
+    assert run("--report", *out).returncode == 0
+    assert (tmp_path / "TABLES.md").read_text() == text
