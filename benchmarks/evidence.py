@@ -1,7 +1,7 @@
 """Does it help? Trains with every method, tuned alike, and tests what comes out.
 
 For each task and optimizer, every method gets the same number of trials: strengths on a
-grid of powers of 2, widened while the best is at an edge and refined while it is not,
+grid of powers of 4, widened while the best is at an edge and refined while it is not,
 each tried with a few seeds and judged by the accuracy on the validation rows. The
 strength that is chosen is then trained with new seeds, which also draw new splits, and
 only these runs see the test rows: accuracy, calibration, and attacks.
@@ -184,7 +184,8 @@ def study(task, optimizer, method, out, budget, report=lambda: None):
 def trials(start, judge, grid, count):
     """Tries strengths: a grid first, then next to the best.
 
-    The grid is of powers of 2 around `start`. While the best is at an edge, it is made
+    The grid is of powers of 4 around `start`: wide enough for a method whose strengths
+    are not known to reach from no effect to collapse. While the best is at an edge, it is made
     wider there; or else finer, between the best and the better of its neighbors.
 
     Args:
@@ -198,15 +199,15 @@ def trials(start, judge, grid, count):
     """
     if not start:
         return {0.0: judge(0.0)}
-    strengths = [start * 2.0 ** (i - grid // 2) for i in range(grid)]
+    strengths = [start * 4.0 ** (i - grid // 2) for i in range(grid)]
     judged = {strength: judge(strength) for strength in strengths}
     while len(judged) < count:
         strengths = sorted(judged)
         place = strengths.index(max(strengths, key=judged.get))
         if place == 0:
-            strength = strengths[0] / 2
+            strength = strengths[0] / 4
         elif place == len(strengths) - 1:
-            strength = strengths[-1] * 2
+            strength = strengths[-1] * 4
         else:
             around = (strengths[place - 1], strengths[place + 1])
             strength = (strengths[place] * max(around, key=judged.get)) ** 0.5

@@ -53,11 +53,11 @@ METHODS = {
     "l2": Method(3e-3, keras.regularizers.L2(1.0)),
     "l1l2": Method(1e-3, keras.regularizers.L1L2(l1=0.1, l2=1.0)),
     "decay": Method(1e-2, decay="l2"),
-    "orthogonal": Method(1e-2, _orthogonal),
+    "orthogonal": Method(1e-1, _orthogonal),
     "weissi": Method(0.1, WEISSI(1.0)),
     "weissi-both": Method(0.1, WEISSI(1.0, direction_l1=0.01)),
     "weissi-balanced": Method(0.1, WEISSI(1.0), balanced=True),
-    "weissi-decoupled": Method(0.1, decay="weissi"),
+    "weissi-decoupled": Method(1.0, decay="weissi"),
 }
 
 
