@@ -185,8 +185,9 @@ def trials(start, judge, grid, count):
     """Tries strengths: a grid first, then next to the best.
 
     The grid is of powers of 4 around `start`: wide enough for a method whose strengths
-    are not known to reach from no effect to collapse. While the best is at an edge, it is made
-    wider there; or else finer, between the best and the better of its neighbors.
+    are not known to reach from no effect to collapse. While the best is at an edge, it
+    is made wider there; or else finer, between the best and the better of its
+    neighbors.
 
     Args:
         start: float, the middle of the grid; 0 for a method without a strength.
