@@ -186,8 +186,8 @@ def trials(start, judge, grid, count):
 
     The grid is of powers of 4 around `start`: wide enough for a method whose strengths
     are not known to reach from no effect to collapse. While the best is at an edge, it
-    is made wider there; or else finer, between the best and the better of its
-    neighbors.
+    is made wider there; or else finer, between the best and the neighbor that is
+    farther off.
 
     Args:
         start: float, the middle of the grid; 0 for a method without a strength.
@@ -210,8 +210,12 @@ def trials(start, judge, grid, count):
         elif place == len(strengths) - 1:
             strength = strengths[-1] * 4
         else:
-            around = (strengths[place - 1], strengths[place + 1])
-            strength = (strengths[place] * max(around, key=judged.get)) ** 0.5
+            # By turns on both sides: the best may stand close to the collapse.
+            best = strengths[place]
+            below, above = best / strengths[place - 1], strengths[place + 1] / best
+            around = {strengths[place - 1]: below, strengths[place + 1]: above}
+            neighbor = max(around, key=lambda s: (round(around[s], 6), judged[s]))
+            strength = (best * neighbor) ** 0.5
         judged[strength] = judge(strength)
     return judged
 

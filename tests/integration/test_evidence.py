@@ -36,6 +36,16 @@ def test_trials_widen_and_refine_and_are_equally_many():
     assert trials(0.0, lambda strength: 1, grid=7, count=16) == {0.0: 1}
 
 
+def test_trials_find_a_best_that_stands_next_to_the_collapse():
+    from evidence import trials
+
+    def judge(strength):
+        return -1.0 if strength > 0.8 else np.log(max(strength, 0.1))
+
+    judged = trials(0.1, judge, grid=7, count=12)
+    assert 0.65 < max(judged, key=judged.get) <= 0.8
+
+
 def test_calibration_error():
     from evidence import calibration_error
 
