@@ -11,7 +11,8 @@ import warnings
 
 import keras
 
-from keras_weissi.graph import Graph, is_of_keras
+from keras_weissi.graph import Graph
+from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.norms import gammas, host_norm, kernels_of_built, layers_of
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import (

@@ -9,7 +9,7 @@ import inspect
 
 import keras
 
-from keras_weissi.homogeneity import NORMALIZATIONS, is_homogeneous
+from keras_weissi.homogeneity import NORMALIZATIONS, is_homogeneous, is_of_keras
 
 _OUTSIDE = "outside of the model"
 _HIDDEN = "a layer that Keras does not show"
@@ -123,11 +123,6 @@ class Graph:
             c if isinstance(c, shown) and (c is _OUTSIDE or is_of_keras(c)) else _HIDDEN
             for c in found
         ]
-
-
-def is_of_keras(thing):
-    """Whether the class of a layer, or of anything else, ships with Keras."""
-    return type(thing).__module__.split(".")[0] == "keras"
 
 
 def unwrapped(layer):

@@ -14,7 +14,7 @@ from keras_weissi.graph import (
     unwrapped,
 )
 from keras_weissi.groups import KernelEdge, ScaleGroup, ScaleGroups
-from keras_weissi.homogeneity import fixed, is_float, scaling_of
+from keras_weissi.homogeneity import Scaling, fixed, is_float, scaling_of
 from keras_weissi.norms import gammas, kernels, layers_of
 from keras_weissi.solve import GROUND, components, on_cycles
 
@@ -232,7 +232,7 @@ class _Finder:
                 self._pin(inputs, layer.name, scaling.fixed_inputs)
             if scaling.fixed_outputs:
                 self._pin(outputs, layer.name, scaling.fixed_outputs)
-            if scaling == type(scaling)():
+            if scaling == Scaling():
                 first, *rest = (*inputs, *outputs)
                 self._ties += [(first, other) for other in rest]
 

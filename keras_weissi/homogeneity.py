@@ -158,6 +158,11 @@ def is_homogeneous(activation):
     return any(activation is known for known in _ACTIVATIONS)
 
 
+def is_of_keras(thing):
+    """Whether the class of a layer, or of anything else, ships with Keras."""
+    return type(thing).__module__.split(".")[0] == "keras"
+
+
 def is_float(dtype):
     """Whether numbers of this dtype can be scaled by any factor."""
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
@@ -187,7 +192,7 @@ def _scaling_of_kernels(layer):
     output = ""
     if not is_homogeneous(layer.activation):
         output = f"{_described(layer.activation)} is not homogeneous"
-    shifts = tuple(own[name] for name in ("bias",) if name in own)
+    shifts = tuple(v for name, v in own.items() if name == "bias")
     return Scaling(tuple(own[name] for name in names), shifts, "", output)
 
 
@@ -217,7 +222,7 @@ def _scaling_of_op(operation, node):
     tensors = [x for x in arguments if isinstance(x, keras.KerasTensor)]
     others = [x for x in arguments if not isinstance(x, keras.KerasTensor)]
     unknown = fixed(f"{name} is not known to be homogeneous")
-    if not type(operation).__module__.startswith("keras."):
+    if not is_of_keras(operation):
         return unknown
     if name in _JOIN_OPS and not others:
         return Scaling()

@@ -9,7 +9,7 @@ import math
 import keras
 import numpy as np
 
-from keras_weissi.graph import is_of_keras
+from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.norms import PIECE, host_pieces
 
 # For each optimizer, the power of c by which its variables go. The names are those of

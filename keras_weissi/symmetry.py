@@ -215,7 +215,7 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
     for i, edge in enumerate(groups.edges):
         variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)
         remarks = ("gamma" if edge.is_gamma else "", notes.get(i, ""))
-        rows[edge.kernel.name, id(variable)] = Rescaling(
+        rows[id(variable)] = Rescaling(
             edge.kernel.name,
             tuple(variable.shape),
             norms[i],
@@ -224,12 +224,12 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
             "; ".join(note for note in remarks if note),
         )
     for kernel in kernels(model):
-        key = kernel.name, id(kernel.variable)
-        if key not in rows:
+        if id(kernel.variable) not in rows:
             norm = host_norm(kernel.variable)
             shape = tuple(kernel.variable.shape)
             note = "its layer lets no scale pass"
-            rows[key] = Rescaling(kernel.name, shape, norm, norm, 1.0, note)
+            row = Rescaling(kernel.name, shape, norm, norm, 1.0, note)
+            rows[id(kernel.variable)] = row
     before, after = (
         sum(getattr(row, name) ** 2 for row in rows.values())
         for name in ("before", "after")

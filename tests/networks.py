@@ -50,6 +50,17 @@ def build(spec, seed=0, dtype=None):
     return model
 
 
+class Subclassed(keras.Model):
+    """A model of which Keras does not know what feeds what."""
+
+    def __init__(self, units=WIDTH):
+        super().__init__()
+        self.dense = layers.Dense(units)
+
+    def call(self, x):
+        return self.dense(x)
+
+
 def randomize(model, seed=0):
     """Gives every weight a random value; those that have to be positive are."""
     rng = np.random.default_rng(seed)

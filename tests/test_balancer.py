@@ -132,15 +132,7 @@ def test_leaves_a_model_that_has_diverged_to_others():
 
 
 def test_says_before_training_that_it_can_not_be_done():
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = layers.Dense(4)
-
-        def call(self, x):
-            return self.dense(x)
-
-    model = Subclassed()
+    model = networks.Subclassed()
     model.build((None, 8))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):

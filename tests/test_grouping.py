@@ -1,4 +1,5 @@
 import keras
+import networks
 import pytest
 from keras import layers
 
@@ -356,15 +357,7 @@ def test_a_branch_that_is_not_used_is_pinned():
 
 
 def test_models_that_keras_can_not_show_are_refused():
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = dense("d")
-
-        def call(self, x):
-            return self.dense(x)
-
-    subclassed = Subclassed()
+    subclassed = networks.Subclassed()
     subclassed.build((None, 4))
     with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
         scale_groups(subclassed)

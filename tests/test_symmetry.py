@@ -378,15 +378,7 @@ def test_half_precision_is_balanced_to_its_precision():
 
 
 def test_a_model_that_is_not_known_is_refused():
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = dense("d")
-
-        def call(self, x):
-            return self.dense(x)
-
-    model = Subclassed()
+    model = networks.Subclassed()
     model.build((None, 4))
     for function in (balance_scales, lambda m: shift_scales(m, {"d": 1.0})):
         with pytest.raises(
