@@ -50,11 +50,11 @@ class Budget:
     grid: int = 7
     trials: int = 12
     search: tuple = (0, 1, 2)
-    final: tuple = tuple(range(100, 110))
+    final: tuple = tuple(range(200, 210))
     epochs: float = 1.0
 
 
-QUICK = Budget(grid=3, trials=3, search=(0,), final=(100, 101), epochs=0.05)
+QUICK = Budget(grid=3, trials=3, search=(0,), final=(200, 201), epochs=0.05)
 
 
 def parse_arguments(arguments=None):
@@ -287,6 +287,7 @@ def main():
 
         report(arguments.out)
         return
+    from evidence_tasks import TASKS
     from evidence_training import METHODS
     from rich.progress import (
         BarColumn,
@@ -302,6 +303,7 @@ def main():
         for task in arguments.task
         for optimizer in arguments.optimizer
         for method in arguments.method
+        if method in (TASKS[task].methods or METHODS)
     ]
     runs = sum(
         (budget.trials if METHODS[method].start else 1) * len(budget.search)

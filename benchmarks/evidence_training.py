@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
-from evidence_tasks import NETWORKS
+from evidence_tasks import CONVOLUTIONAL, NETWORKS
 
 from keras_weissi import WEISSI
 from keras_weissi.grouping import scale_groups
@@ -33,7 +33,8 @@ class Method:
         penalty: what `strength` multiplies: a function from a kernel to a scalar.
         decay: str, what `strength` does outside of the loss: `"l2"` for decoupled
             weight decay, `"weissi"` for the decoupled form of the log penalty.
-        balanced: bool, whether the scales are balanced after each epoch.
+        balanced: bool, whether the scales are balanced after every epoch, or about 25
+            steps where epochs are shorter.
     """
 
     start: float
@@ -90,13 +91,14 @@ class Trainer:
             self.optimizer.iterations.path
         )
         self.groups = scale_groups(self.model)
+        self.balance_every = max(1, 25 // self.steps)
         self.kernels = [
             i
             for i, variable in enumerate(self.model.trainable_variables)
             if variable.name == "kernel"
         ]
         # A convolution inside of a `scan` does not get XLA's fast code on a processor.
-        self._scans = task.network in ("mlp", "deep")
+        self._scans = task.network not in CONVOLUTIONAL
         self._epoch = jax.jit(self._all_steps if self._scans else self._step)
         self._measured = jax.jit(self._measures)
 
@@ -126,7 +128,7 @@ class Trainer:
             else:
                 for batch in batches:
                     weights, state = self._epoch(weights, state, x, y, batch, strength)
-            if self.method.balanced:
+            if self.method.balanced and (epoch + 1) % self.balance_every == 0:
                 weights, state = self._balanced(weights, state)
             if (epoch + 1) % every == 0 or epoch + 1 == self.task.epochs:
                 measured = self._measured(
