@@ -2,7 +2,8 @@
 
 For each task and optimizer, every method gets the same number of trials: strengths on a
 grid of powers of 4, widened while the best is at an edge and refined while it is not,
-each tried with a few seeds and judged by the accuracy on the validation rows. The
+each tried with a few seeds and judged on the validation rows: of those whose accuracy is
+not below the highest by more than its standard error, the one with the least loss. The
 strength that is chosen is then trained with new seeds, which also draw new splits, and
 only these runs see the test rows: accuracy, calibration, and attacks.
 
@@ -170,18 +171,39 @@ def study(task, optimizer, method, out, budget, report=lambda: None):
 
     def judge(strength):
         done = [run(strength, "search", seed) for seed in budget.search]
-        # Of equal accuracies, the lower loss.
-        accuracy = sum(result["validation_accuracy"] for result in done)
-        return accuracy, -sum(result["validation_loss"] for result in done)
+        return tuple(
+            sum(result[key] for result in done) / len(done)
+            for key in ("validation_accuracy", "validation_loss")
+        )
 
+    rows = len(load(task, 0).y_validation) * len(budget.search)
     start = METHODS[method].start
-    tried = trials(start, judge, budget.grid, budget.trials)
-    best = max(tried, key=tried.get)
+    chosen, _ = trials(start, judge, rows, budget.grid, budget.trials)
     for seed in budget.final:
-        run(best, "final", seed)
+        run(chosen, "final", seed)
 
 
-def trials(start, judge, grid, count):
+def choose(judged, rows):
+    """Chooses a strength.
+
+    Accuracies that are closer than their error say nothing on clean tasks, where most
+    strengths do equally well, and little on others; the loss does.
+
+    Args:
+        judged: Dict from strengths to pairs of accuracy and loss.
+        rows: int, how many rows the accuracies are of.
+
+    Returns:
+        The strength with the least loss of those whose accuracy is not below the
+        highest by more than the standard error of the highest.
+    """
+    highest = max(accuracy for accuracy, _ in judged.values())
+    enough = highest - (highest * (1 - highest) / rows) ** 0.5
+    good = {s: loss for s, (accuracy, loss) in judged.items() if accuracy >= enough}
+    return min(good, key=good.get)
+
+
+def trials(start, judge, rows, grid, count):
     """Tries strengths: a grid first, then next to the best.
 
     The grid is of powers of 4 around `start`: wide enough for a method whose strengths
@@ -191,33 +213,35 @@ def trials(start, judge, grid, count):
 
     Args:
         start: float, the middle of the grid; 0 for a method without a strength.
-        judge: Function from a strength to something that is greater for a better one.
+        judge: Function from a strength to a pair of accuracy and loss.
+        rows: int, how many rows the accuracies are of.
         grid: int, how many strengths are on the grid.
         count: int, how many there are in all.
 
     Returns:
-        Dict from strengths to what `judge` says of them.
+        Pair of the chosen strength, and of a dict from all strengths to what `judge`
+        says of them.
     """
     if not start:
-        return {0.0: judge(0.0)}
+        return 0.0, {0.0: judge(0.0)}
     strengths = [start * 4.0 ** (i - grid // 2) for i in range(grid)]
     judged = {strength: judge(strength) for strength in strengths}
     while len(judged) < count:
         strengths = sorted(judged)
-        place = strengths.index(max(strengths, key=judged.get))
+        best = choose(judged, rows)
+        place = strengths.index(best)
         if place == 0:
-            strength = strengths[0] / 4
+            strength = best / 4
         elif place == len(strengths) - 1:
-            strength = strengths[-1] * 4
+            strength = best * 4
         else:
             # By turns on both sides: the best may stand close to the collapse.
-            best = strengths[place]
-            below, above = best / strengths[place - 1], strengths[place + 1] / best
-            around = {strengths[place - 1]: below, strengths[place + 1]: above}
-            neighbor = max(around, key=lambda s: (round(around[s], 6), judged[s]))
+            below, above = strengths[place - 1], strengths[place + 1]
+            gaps = {below: round(best / below, 6), above: round(above / best, 6)}
+            neighbor = max(gaps, key=lambda s: (gaps[s], -judged[s][1]))
             strength = (best * neighbor) ** 0.5
         judged[strength] = judge(strength)
-    return judged
+    return choose(judged, rows), judged
 
 
 def evaluate(trainer, weights, split, stage):

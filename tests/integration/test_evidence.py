@@ -26,24 +26,31 @@ def test_trials_widen_and_refine_and_are_equally_many():
 
         def judge(strength, best=best, tried=tried):
             tried.append(strength)
-            return -abs(np.log(strength / best))
+            return 0.9, abs(np.log(strength / best))
 
-        judged = trials(0.01, judge, grid=7, count=16)
+        chosen, judged = trials(0.01, judge, 1000, grid=7, count=16)
         assert len(tried) == len(set(tried)) == len(judged) == 16
-        chosen = max(judged, key=judged.get)
         assert abs(np.log2(chosen / best)) < 0.3
         assert min(judged) < chosen < max(judged)
-    assert trials(0.0, lambda strength: 1, grid=7, count=16) == {0.0: 1}
+    assert trials(0.0, lambda s: (1.0, 1.0), 1000, 7, 12) == (0.0, {0.0: (1.0, 1.0)})
 
 
 def test_trials_find_a_best_that_stands_next_to_the_collapse():
     from evidence import trials
 
     def judge(strength):
-        return -1.0 if strength > 0.8 else np.log(max(strength, 0.1))
+        return (0.1, 2.3) if strength > 0.8 else (0.9, -np.log(max(strength, 0.1)))
 
-    judged = trials(0.1, judge, grid=7, count=12)
-    assert 0.65 < max(judged, key=judged.get) <= 0.8
+    assert 0.65 < trials(0.1, judge, 1000, grid=7, count=12)[0] <= 0.8
+
+
+def test_of_accuracies_within_the_standard_error_the_least_loss_is_chosen():
+    from evidence import choose
+
+    # By hand: sqrt(0.9 * 0.1 / 900) = 0.01.
+    judged = {1.0: (0.9, 0.5), 2.0: (0.8901, 0.3), 3.0: (0.8899, 0.1)}
+    assert choose(judged, 900) == 2.0
+    assert choose(judged, 1000) == 1.0
 
 
 def test_calibration_error():
