@@ -2,10 +2,10 @@
 
 For each task and optimizer, every method gets the same number of trials: strengths on a
 grid of powers of 4, widened while the best is at an edge and refined while it is not.
-Each is tried with a few seeds and judged on the validation rows: of those whose accuracy
-is not below the highest by more than its standard error, the best has the least loss. It
-is then trained with new seeds, which also draw new splits, and only these runs see the
-test rows: accuracy, calibration, and attacks.
+Each is tried with a few seeds and judged on the validation rows: of those whose
+accuracy is not below the highest by more than its standard error, the best has the
+least loss. It is then trained with new seeds, which also draw new splits, and only
+these runs see the test rows: accuracy, calibration, and attacks.
 
     pip install '.[evidence]'
     python benchmarks/evidence.py                        # all that needs no download
