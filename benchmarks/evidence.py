@@ -91,6 +91,10 @@ def parse_arguments(arguments=None):
     parsed = parser.parse_args(arguments)
     if parsed.jobs < 1:
         parser.error("argument --jobs: expected an int of at least 1")
+    for name in parsed.task:
+        compared = TASKS[name].methods or METHODS
+        if not set(parsed.method) & set(compared):
+            parser.error(f"argument --method: {name} compares {', '.join(compared)}")
     return parsed
 
 

@@ -33,8 +33,9 @@ class Task:
     online: bool = False
 
 
-# Epochs are such that each network takes about 1,800 steps of 32 rows. What is left of
-# the rows is for validation: enough of them, or the choice of a strength is by chance.
+# Epochs are such that a network takes about 1,800 steps of 32 rows, the slower
+# convolutions fewer. What is left of the rows is for validation: enough of them, or the
+# choice of a strength is by chance.
 TASKS = {
     task.name: task
     for task in (

@@ -53,6 +53,16 @@ def test_of_accuracies_within_the_standard_error_the_least_loss_is_chosen():
     assert choose(judged, 1000) == 1.0
 
 
+def test_methods_that_a_task_does_not_compare_are_refused(capsys):
+    from evidence import parse_arguments
+
+    arguments = ["--task", "width-64", "--method"]
+    assert parse_arguments([*arguments, "none", "l2"]).method == ["none", "l2"]
+    with pytest.raises(SystemExit):
+        parse_arguments([*arguments, "none"])
+    assert "--method: width-64 compares l2, weissi" in capsys.readouterr().err
+
+
 def test_calibration_error():
     from evidence import calibration_error
 
