@@ -52,6 +52,7 @@ def _orthogonal(kernel):
 METHODS = {
     "none": Method(0.0),
     "l2": Method(3e-3, keras.regularizers.L2(1.0)),
+    "l2-balanced": Method(3e-3, keras.regularizers.L2(1.0), balanced=True),
     "l1l2": Method(1e-3, keras.regularizers.L1L2(l1=0.1, l2=1.0)),
     "decay": Method(1e-2, decay="l2"),
     "orthogonal": Method(1e-1, _orthogonal),
