@@ -2,6 +2,7 @@
 
 from keras_weissi.attach import deregularize, regularize
 from keras_weissi.callbacks import NormLogger, ScaleBalancer
+from keras_weissi.collapse import largest_log_norm
 from keras_weissi.norms import norm_table
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.symmetry import (
@@ -18,6 +19,7 @@ __all__ = [
     "balance_scales",
     "deregularize",
     "invariant_coefficients",
+    "largest_log_norm",
     "norm_table",
     "regularize",
     "scale_groups",

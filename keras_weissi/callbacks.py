@@ -9,6 +9,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_weissi.collapse import NEAR, largest_log_norm, last_kernel
 from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import kernels
 from keras_weissi.readers import make_norm_reader
@@ -228,6 +229,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             self._read = make_norm_reader(self._watched, model)
             self._read_key = key
             self._warned.clear()
+        self._warn_of_collapse(found)
 
     def _measure(self):
         self.model  # noqa: B018 - on JAX, brings the state of training to the model
@@ -293,6 +295,31 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                     f"min_norm={regularizer.min_norm:g} of its regularizer: the layer "
                     "is collapsing (a ScaleBalancer or a smaller `log_norm` lets it "
                     "live), or was initialized too small.",
+                )
+
+    def _warn_of_collapse(self, found):
+        """Warns if the coefficient is too large for the network, or nearly so."""
+        last = last_kernel(self.model)
+        for kernel in found if last else ():
+            variable, classes = last
+            regularizer = kernel.regularizer
+            is_meant = kernel.variable is variable and variable.trainable
+            if not is_meant or not isinstance(regularizer, WEISSI):
+                continue
+            limit = largest_log_norm(classes)
+            if regularizer.log_norm >= NEAR * limit:
+                outlook = (
+                    "it is going to collapse, and with it the network"
+                    if regularizer.log_norm > limit
+                    else "it may collapse if some labels are wrong or hard to fit"
+                )
+                self._warn_once(
+                    "limit",
+                    kernel.name,
+                    f"log_norm={regularizer.log_norm:g} of kernel {kernel.name!r} is "
+                    f"{regularizer.log_norm / limit:.0%} of {limit:.3g}, the most that "
+                    f"it can hold out against with the cross-entropy of {classes} "
+                    f"classes: {outlook}. See `keras_weissi.largest_log_norm`.",
                 )
 
     def _warn_once(self, what, name, message):

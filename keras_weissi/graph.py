@@ -13,6 +13,11 @@ from keras_weissi.homogeneity import NORMALIZATIONS, is_homogeneous, is_of_keras
 
 _OUTSIDE = "outside of the model"
 _HIDDEN = "a layer that Keras does not show"
+_SQUASHING = (
+    keras.activations.linear,
+    keras.activations.sigmoid,
+    keras.activations.softmax,
+)
 
 
 class Graph:
@@ -145,6 +150,44 @@ def inner_function(layer):
     if definer.__module__.split(".")[0] != "keras":
         return None
     return _functional_of(layer) if isinstance(layer, keras.Sequential) else layer
+
+
+def output_layer(model):
+    """Finds the layer that makes the output of a model, before softmax or sigmoid.
+
+    Args:
+        model: A built `keras.Model`.
+
+    Returns:
+        A `keras.Operation`, or `None` if Keras does not show it or the model has not
+        just one output.
+    """
+    function = inner_function(model)
+    if function is None or len(function.outputs) != 1:
+        return None
+    tensor = function.outputs[0]
+    while True:
+        made = [(n, i) for n in nodes_of(function) for i in _positions(n, tensor)]
+        if not made:
+            return None
+        node, position = made[0]
+        inner = inner_function(node.operation)
+        if inner is not None:
+            function, tensor = inner, inner.outputs[position]
+        elif _squashes(node.operation):
+            tensor = node.input_tensors[0]
+        else:
+            return unwrapped(node.operation)
+
+
+def _squashes(layer):
+    if type(layer) is keras.layers.Activation:
+        return layer.activation in _SQUASHING
+    return type(layer) is keras.layers.Softmax
+
+
+def _positions(node, tensor):
+    return [i for i, output in enumerate(node.output_tensors) if output is tensor]
 
 
 def mentioned(node):
