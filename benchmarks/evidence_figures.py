@@ -1,0 +1,155 @@
+"""The figures of the evidence, made from the raw results alone."""
+
+import io
+
+import numpy as np
+from evidence_attacks import NOISE, PGD_EPSILONS
+from evidence_statistics import ACCURACY, DISTANCE, limit
+
+COLORS = {"weissi": "tab:red", "l2-balanced": "tab:blue", "l2": "tab:gray"}
+
+
+def draw_all(evidence, folder):
+    """Draws a figure for each setting, `summary.png` and `cliff.png`.
+
+    Args:
+        evidence: `evidence_statistics.Evidence`.
+        folder: `pathlib.Path`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(exist_ok=True)
+    for task, optimizer in evidence.settings:
+        _save(
+            _draw_setting(evidence, (task, optimizer)), folder / f"{task}_{optimizer}"
+        )
+    compared = [s for s in evidence.settings if "l2-balanced" in evidence.methods(s)]
+    if compared:
+        _save(_draw_summary(evidence, compared), folder / "summary")
+        _save(_draw_cliff(evidence, compared), folder / "cliff")
+
+
+def _draw_setting(evidence, setting):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    (attacked, noisy), (norms, gradients) = axes
+    colors = plt.get_cmap("tab10")
+    for i, method in enumerate(evidence.methods(setting)):
+        finals = evidence.finals(setting, method)
+        style = {"color": colors(i), "label": method, "marker": "."}
+        for ax, name, levels in (
+            (attacked, "pgd", PGD_EPSILONS),
+            (noisy, "noise", NOISE),
+        ):
+            keys = [ACCURACY, *(f"{name}_{level}" for level in levels)]
+            values = np.mean([[row[key] for key in keys] for row in finals], axis=0)
+            ax.plot((0, *levels), 100 * values, **style)
+        epochs = finals[0]["curves"]["epoch"]
+        for ax, key in ((norms, "log_norm"), (gradients, "input_gradient")):
+            curves = [row["curves"][key] for row in finals]
+            ax.plot(epochs, np.mean(curves, axis=0), **style)
+    attacked.set(xlabel="ε of PGD, maximum norm", ylabel="test accuracy, %")
+    noisy.set(xlabel="standard deviation of Gaussian noise", ylabel="test accuracy, %")
+    norms.set(xlabel="epoch", ylabel="Σ log ‖W‖, bounds the log gradient")
+    gradients.set(xlabel="epoch", ylabel="gradient of the true logit", yscale="log")
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+    figure.suptitle(", ".join(setting))
+    handles, labels = attacked.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
+def _draw_summary(evidence, settings):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 7), sharey=True, layout="constrained"
+    )
+    places = np.arange(len(settings))[::-1]
+    for ax, measure in zip(axes, (ACCURACY, DISTANCE), strict=True):
+        for label, offset in (("weissi", 0.15), ("l2-balanced", -0.15)):
+            compared = [
+                evidence.against(
+                    setting,
+                    evidence.picked(setting) if label == "weissi" else label,
+                    measure,
+                )
+                for setting in settings
+            ]
+            scale = [100 / (1 if measure == ACCURACY else c.base) for c in compared]
+            ax.errorbar(
+                [c.difference * s for c, s in zip(compared, scale, strict=True)],
+                places + offset,
+                xerr=[c.error * s for c, s in zip(compared, scale, strict=True)],
+                fmt="o",
+                color=COLORS[label],
+                label={
+                    "weissi": "WEISSI, the form that validation chose",
+                    "l2-balanced": "L2 with ScaleBalancer",
+                }[label],
+            )
+        ax.axvline(0, color="black", linewidth=1)
+        ax.grid(axis="x", alpha=0.3)
+        ax.set_xscale("symlog", linthresh=1 if measure == ACCURACY else 10)
+        ax.xaxis.set_major_formatter("{x:+g}")
+    ticks = {0: (-20, -5, -1, -0.5, 0, 0.5, 1, 2), 1: (-50, -20, -10, -5, 0, 5, 10, 20)}
+    for i, ax in enumerate(axes):
+        ax.set_xticks(ticks[i], minor=False)
+        ax.set_xticks([], minor=True)
+    axes[0].set(xlabel="test accuracy, points more than tuned L2")
+    axes[1].set(xlabel="smallest perturbation (DeepFool), % more than tuned L2")
+    axes[0].set_yticks(places, [", ".join(setting) for setting in settings])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure
+
+
+def _draw_cliff(evidence, settings):
+    import matplotlib.pyplot as plt
+
+    methods = ("weissi", "weissi-balanced", "l2")
+    figure, axes = plt.subplots(
+        1, 3, figsize=(13, 4.5), sharey=True, layout="constrained"
+    )
+    tasks = list(dict.fromkeys(task for task, _ in settings))
+    colors = plt.get_cmap("tab10")
+    for ax, method in zip(axes, methods, strict=True):
+        for task, optimizer in settings:
+            tried = evidence.searched((task, optimizer), method)
+            unit = 1.0 if method == "l2" else limit(task)
+            highest = max(accuracy for accuracy, _ in tried.values())
+            ax.plot(
+                [strength / unit for strength in tried],
+                [accuracy / highest for accuracy, _ in tried.values()],
+                "-" if optimizer == "sgd" else "--",
+                marker=".",
+                color=colors(tasks.index(task)),
+                label=task if optimizer == "sgd" else None,
+            )
+        ax.set(xscale="log", title=method)
+        ax.set_xlabel("λ" if method == "l2" else "λ / largest_log_norm(classes)")
+        ax.grid(alpha=0.3)
+        if method != "l2":
+            ax.axvline(1, color="black", linewidth=1)
+            ax.set_xlim(1e-2, 30)
+    axes[0].set_ylabel("validation accuracy / its highest")
+    handles, labels = axes[0].get_legend_handles_labels()
+    handles += [plt.Line2D([], [], color="gray", linestyle=s) for s in ("-", "--")]
+    labels += ["SGD", "Adam"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    return figure
+
+
+def _save(figure, path):
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
+    plt.close(figure)
+    # A picture of lines needs few colors, and is a third of the size with them.
+    image = Image.open(drawn).convert("RGB").quantize(64)
+    image.save(path.with_suffix(".png"), optimize=True)

@@ -1,0 +1,238 @@
+"""What follows from the runs: means, intervals, paired tests, and who wins."""
+
+import collections
+import dataclasses
+import functools
+
+import numpy as np
+from evidence_search import choose
+from evidence_tasks import TASKS, load
+from evidence_training import METHODS
+from scipy import stats
+
+from keras_weissi import largest_log_norm
+
+REFERENCE = "l2"
+ACCURACY, DISTANCE = "test_accuracy", "deepfool"
+FORMS = ("weissi", "weissi-both", "weissi-balanced")  # that this package has
+CLASSIC = ("l2", "l1l2", "decay", "orthogonal")  # that Keras has
+PERCENT = (ACCURACY, "calibration_error", "pgd", "noise")  # beginnings of measures
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A method next to another, on the same seeds.
+
+    Attributes:
+        mean: float, of the method.
+        half: float, half the 95 % confidence interval of the mean, by Student's t.
+        base: float, the mean of the other.
+        difference: float, the mean difference to the other.
+        error: float, half the 95 % confidence interval of the difference.
+        corrected: float, the same when splits of one data set are not taken to be
+            independent (Nadeau & Bengio, 2003).
+        p: float, of the paired t-test.
+    """
+
+    mean: float
+    half: float
+    base: float
+    difference: float
+    error: float
+    corrected: float
+    p: float
+
+    @property
+    def low(self):
+        """The lower end of the interval of the difference."""
+        return self.difference - self.error
+
+    @property
+    def high(self):
+        """The upper end of the interval of the difference."""
+        return self.difference + self.error
+
+    def verdict(self, corrected=False):
+        """Returns `"win"`, `"tie"` or `"loss"`: a tie if the interval contains 0."""
+        error = self.corrected if corrected else self.error
+        if self.difference - error > 0:
+            return "win"
+        return "loss" if self.difference + error < 0 else "tie"
+
+
+def compare(values, base, ratio=0.0):
+    """Compares two methods.
+
+    Args:
+        values: List of floats, of the final runs.
+        base: List of floats, of the other method, in the order of the same seeds.
+        ratio: float, how many rows are for the test for one that is for training.
+
+    Returns:
+        `Comparison`.
+    """
+    values, base = np.asarray(values), np.asarray(base)
+    pairs = values - base
+    error = _half(pairs)
+    widened = error * (1 + len(pairs) * ratio) ** 0.5
+    p = float(stats.ttest_1samp(pairs, 0).pvalue) if pairs.any() else 1.0
+    return Comparison(
+        float(values.mean()),
+        _half(values),
+        float(base.mean()),
+        float(pairs.mean()),
+        error,
+        widened,
+        p,
+    )
+
+
+class Evidence:
+    """All runs, by task and optimizer.
+
+    Args:
+        rows: List of dicts, as `evidence_results.gather` returns them.
+
+    Attributes:
+        rows: the same.
+        settings: list of pairs of a task and an optimizer, in the order of the tasks.
+    """
+
+    def __init__(self, rows):
+        self.rows = rows
+        self._finals = collections.defaultdict(dict)
+        self._searched = collections.defaultdict(dict)
+        self._picked = {}
+        for row in rows:
+            study = row["task"], row["optimizer"], row["method"]
+            if row["stage"] == "final":
+                self._finals[study][row["seed"]] = row
+            else:
+                strength = self._searched[study].setdefault(row["strength"], [])
+                strength.append((row["validation_accuracy"], row["validation_loss"]))
+        found = {study[:2] for study in self._finals}
+        self.settings = [
+            (t, o) for t in TASKS for o in ("sgd", "adam") if (t, o) in found
+        ]
+
+    def methods(self, setting):
+        """Lists the methods that have final runs."""
+        return [m for m in METHODS if (*setting, m) in self._finals]
+
+    def finals(self, setting, method):
+        """Lists the final runs of a method, in the order of the seeds."""
+        by_seed = self._finals[(*setting, method)]
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+    def searched(self, setting, method):
+        """Returns a dict from strengths to pairs of mean accuracy and loss."""
+        tried = self._searched[(*setting, method)]
+        return {s: tuple(np.mean(tried[s], axis=0)) for s in sorted(tried)}
+
+    def strength(self, setting, method):
+        """Returns the strength that the search has chosen."""
+        return self.finals(setting, method)[0]["strength"]
+
+    def against(self, setting, method, measure=ACCURACY, reference=REFERENCE):
+        """Compares two methods, see `compare`."""
+        size = sizes(setting[0])
+        return compare(
+            [row[measure] for row in self.finals(setting, method)],
+            [row[measure] for row in self.finals(setting, reference)],
+            size.test / size.train,
+        )
+
+    def picked(self, setting, methods=FORMS):
+        """Returns which of several methods the validation rows say is the best."""
+        if (setting, methods) not in self._picked:
+            judged, rows = {}, 0
+            for method in methods:
+                strength = self.strength(setting, method)
+                judged[method] = self.searched(setting, method)[strength]
+                seeds = len(self._searched[(*setting, method)][strength])
+                rows = seeds * sizes(setting[0]).validation
+            self._picked[setting, methods] = choose(judged, rows)
+        return self._picked[setting, methods]
+
+    def best(self, setting, measure=ACCURACY):
+        """Returns the method with the highest mean on the test rows."""
+        return max(
+            self.methods(setting),
+            key=lambda m: np.mean([r[measure] for r in self.finals(setting, m)]),
+        )
+
+    def correlation(self, setting, one, two):
+        """Returns Spearman's correlation of two measures' means over the methods.
+
+        Args:
+            setting: pair of a task and an optimizer.
+            one: str, a measure, or a key of the curves, whose last value counts.
+            two: str, likewise.
+        """
+        means = [
+            [
+                np.mean([_last(row, key) for row in self.finals(setting, method)])
+                for method in self.methods(setting)
+            ]
+            for key in (one, two)
+        ]
+        return float(stats.spearmanr(*means).statistic)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How many rows and classes a task has."""
+
+    train: int
+    validation: int
+    test: int
+    classes: int
+
+
+@functools.cache
+def sizes(task):
+    """Returns the `Sizes` of a task."""
+    split = load(TASKS[task], 0)
+    parts = (split.y, split.y_validation, split.y_test)
+    return Sizes(*map(len, parts), split.classes)
+
+
+def limit(task):
+    """Returns the largest coefficient of the log norm that a task can bear."""
+    return largest_log_norm(sizes(task).classes)
+
+
+def limit_with_noise(classes, noise):
+    """Returns the same for a network that fits no label that is wrong.
+
+    With logits `x` for the right class and 0 for all others,
+    `max over x of x * (1 - noise - p(x))`, where `p(x)` is the probability of the
+    right class.
+
+    Args:
+        classes: int.
+        noise: float, the part of the labels that is wrong.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import expit
+
+    def pull(x):
+        return -x * (1 - noise - expit(x - np.log(classes - 1)))
+
+    return -minimize_scalar(pull, bounds=(0, 50), method="bounded").fun
+
+
+def is_percent(measure):
+    """Whether a measure is a part of 1 that is shown in percent."""
+    return measure.startswith(PERCENT)
+
+
+def _last(row, key):
+    return row["curves"][key][-1] if key in row["curves"] else row[key]
+
+
+def _half(values):
+    """Half of the 95 % confidence interval of a mean, by Student's t."""
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
