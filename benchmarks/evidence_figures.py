@@ -94,7 +94,7 @@ def _draw_summary(evidence, settings):
         ax.axvline(0, color="black", linewidth=1)
         ax.grid(axis="x", alpha=0.3)
         ax.set_xscale("symlog", linthresh=1 if measure == ACCURACY else 10)
-        ax.xaxis.set_major_formatter("{x:+g}")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:+g}" if x else "0")
     ticks = {0: (-20, -5, -1, -0.5, 0, 0.5, 1, 2), 1: (-50, -20, -10, -5, 0, 5, 10, 20)}
     for i, ax in enumerate(axes):
         ax.set_xticks(ticks[i], minor=False)
@@ -151,5 +151,5 @@ def _save(figure, path):
     figure.savefig(drawn, dpi=80)
     plt.close(figure)
     # A picture of lines needs few colors, and is a third of the size with them.
-    image = Image.open(drawn).convert("RGB").quantize(64)
+    image = Image.open(drawn).convert("RGB").quantize(255)
     image.save(path.with_suffix(".png"), optimize=True)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ def benchmarks_on_path(monkeypatch):
 
 
 def test_trials_widen_and_refine_and_are_equally_many():
-    from evidence import trials
+    from evidence_search import trials
 
     for best in (1e-4, 0.01, 0.013, 0.7):
         tried = []
@@ -36,7 +37,7 @@ def test_trials_widen_and_refine_and_are_equally_many():
 
 
 def test_trials_find_a_best_that_stands_next_to_the_collapse():
-    from evidence import trials
+    from evidence_search import trials
 
     def judge(strength):
         return (0.1, 2.3) if strength > 0.8 else (0.9, -np.log(max(strength, 0.1)))
@@ -45,7 +46,7 @@ def test_trials_find_a_best_that_stands_next_to_the_collapse():
 
 
 def test_of_accuracies_within_the_standard_error_the_least_loss_is_chosen():
-    from evidence import choose
+    from evidence_search import choose
 
     # By hand: sqrt(0.9 * 0.1 / 900) = 0.01.
     judged = {1.0: (0.9, 0.5), 2.0: (0.8901, 0.3), 3.0: (0.8899, 0.1)}
@@ -157,26 +158,111 @@ def test_a_step_is_that_of_fit(optimizer):
 
 
 def test_the_comparison_is_paired_and_has_the_interval_of_student():
-    from evidence_report import compare
+    from evidence_statistics import compare
 
-    rows = [
-        {
-            "method": method,
-            "stage": "final",
-            "seed": seed,
-            "strength": 1.0,
-            "test_accuracy": value,
-        }
-        for method, values in (("l2", (0.5, 0.7, 0.9)), ("weissi", (0.6, 0.8, 1.03)))
-        for seed, value in enumerate(values)
-    ]
-    result = compare(rows, "test_accuracy")["weissi"]
+    result = compare([0.6, 0.8, 1.03], [0.5, 0.7, 0.9], ratio=0.5)
     # By hand: differences of 0.1, 0.1, 0.13; t of 2 degrees of freedom is 4.3027.
     half = 4.3027 * np.std([0.1, 0.1, 0.13], ddof=1) / np.sqrt(3)
-    assert result["difference"] == pytest.approx(0.11)
-    assert result["low"] == pytest.approx(0.11 - half, rel=1e-4)
-    assert result["high"] == pytest.approx(0.11 + half, rel=1e-4)
-    assert result["p"] == pytest.approx(0.00817, abs=2e-4)
+    assert result.base == pytest.approx(0.7)
+    assert result.difference == pytest.approx(0.11)
+    assert result.low == pytest.approx(0.11 - half, rel=1e-4)
+    assert result.high == pytest.approx(0.11 + half, rel=1e-4)
+    assert result.p == pytest.approx(0.00817, abs=2e-4)
+    # The variance is (1 / 3 + 0.5) in place of 1 / 3 of that of the differences.
+    assert result.corrected == pytest.approx(half * np.sqrt(2.5), rel=1e-4)
+    assert (result.verdict(), result.verdict(corrected=True)) == ("win", "win")
+    assert compare([0.5, 0.7, 0.9], [0.6, 0.8, 1.03]).verdict() == "loss"
+    assert compare([0.5, 0.7, 0.9], [0.6, 0.5, 0.95]).verdict() == "tie"
+    same = compare([0.5, 0.7], [0.5, 0.7])
+    assert (same.p, same.error, same.verdict()) == (1.0, 0.0, "tie")
+
+
+def test_the_limit_with_wrong_labels_is_the_maximum_of_its_formula():
+    from evidence_statistics import limit_with_noise
+
+    from keras_weissi import largest_log_norm
+
+    x = np.linspace(0, 30, 300_001)
+    p = np.exp(x) / (np.exp(x) + 9)
+    for noise in (0.2, 0.4):
+        expected = (x * (1 - noise - p)).max()
+        assert limit_with_noise(10, noise) == pytest.approx(expected, abs=1e-6)
+    assert limit_with_noise(3, 0.0) == pytest.approx(largest_log_norm(3), abs=1e-8)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """All runs that the results in the repository are made from."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from evidence_results import gather
+
+    return gather(BENCHMARKS / "results")
+
+
+def test_the_runs_are_those_that_the_protocol_asks_for(committed):
+    """Carries out the search again, and takes the results from the table."""
+    from evidence_search import Budget, trials
+    from evidence_tasks import TASKS, load
+    from evidence_training import METHODS
+
+    budget = Budget()
+    studies = {}
+    for row in committed:
+        study = studies.setdefault((row["task"], row["optimizer"], row["method"]), {})
+        runs = study.setdefault((row["stage"], f"{row['strength']:.6g}"), {})
+        runs[row["seed"]] = row["validation_accuracy"], row["validation_loss"]
+    asked = {
+        (task.name, optimizer, method)
+        for task in TASKS.values()
+        for optimizer in ("sgd", "adam")
+        for method in task.methods or METHODS
+        if not task.online
+    }
+    assert set(studies) == asked
+    rows = {task: len(load(TASKS[task], 0).y_validation) for task, _, _ in studies}
+    for (task, _, method), study in studies.items():
+        seen = set()
+
+        def judge(strength, study=study, seen=seen):
+            key = "search", f"{strength:.6g}"
+            assert tuple(study[key]) == budget.search
+            seen.add(key)
+            return tuple(np.mean(list(study[key].values()), axis=0))
+
+        start = METHODS[method].start
+        chosen, judged = trials(
+            start, judge, rows[task] * 3, budget.grid, budget.trials
+        )
+        assert len(judged) == (budget.trials if start else 1)
+        final = "final", f"{chosen:.6g}"
+        assert set(study) == {*seen, final}
+        assert tuple(study[final]) == budget.final
+
+
+def test_every_number_of_the_report_is_made_from_the_runs(committed):
+    from evidence_report import README, RESULTS, texts
+
+    rendered = texts(committed, README.read_text(encoding="utf-8"))
+    for name, text in rendered.items():
+        path = README if name == "README.md" else RESULTS / name
+        assert path.read_text(encoding="utf-8") == text, f"{name}: run --report"
+    pictures = {path.name for path in (RESULTS / "figures").iterdir()}
+    assert {"summary.png", "cliff.png", "digits-noise20_sgd.png"} <= pictures
+    size = sum(path.stat().st_size for path in RESULTS.rglob("*") if path.is_file())
+    assert size < 5e6
+
+
+def test_no_result_is_written_into_the_templates_by_hand():
+    from evidence_report import TEMPLATES
+
+    # What is left are levels of confidence, of attacks and of wrong labels.
+    allowed = {"95 %", "20 %", "40 %", "5 %", "0.1"}
+    for path in TEMPLATES.iterdir():
+        text = re.sub(
+            r"\{\{.*?\}\}|\{%.*?%\}|`[^`]*`", "", path.read_text(), flags=re.S
+        )
+        found = set(re.findall(r"\d+\.\d+|\d+ %", text))
+        assert found <= allowed, f"{path.name}: {found - allowed}"
 
 
 def run(*arguments):
@@ -204,7 +290,7 @@ def test_runs_resumes_and_reports(tmp_path):
     assert run("--report", *out).returncode == 0
     table = (tmp_path / "runs.csv").read_text()
     text = (tmp_path / "TABLES.md").read_text()
-    assert text.count("| weissi-balanced |") == 2
+    assert text.count("| weissi-balanced |") == 3
     assert (tmp_path / "figures" / "digits-100_sgd.png").exists()
 
     # What was killed is run again, what is in the table is not.

@@ -1,0 +1,213 @@
+"""The numbers in the text of the evidence, with their signs and units."""
+
+import collections
+import statistics
+
+import numpy as np
+from evidence_search import Budget
+from evidence_statistics import (
+    ACCURACY,
+    CLASSIC,
+    DISTANCE,
+    FORMS,
+    REFERENCE,
+    is_percent,
+    limit,
+    limit_with_noise,
+    sizes,
+)
+from evidence_tasks import TASKS
+from evidence_training import METHODS, RATES
+
+MEASURES = {
+    ACCURACY: "test accuracy, %",
+    DISTANCE: "median smallest perturbation (DeepFool)",
+}
+BALANCED_L2 = "l2-balanced"
+NAMES = {"sgd": "SGD", "adam": "Adam"}
+MARKS = {"win": " ▲", "tie": "", "loss": " ▼"}
+POOR = 1.5  # what the highest accuracy is divided by
+EXTRA = ("width-64", "width-512")  # not tasks of their own
+
+
+class Numbers:
+    """Numbers for the text of the evidence.
+
+    Args:
+        evidence: `evidence_statistics.Evidence`.
+
+    Attributes:
+        evidence: the same.
+        settings: list of pairs of a task and an optimizer, those of the comparison.
+    """
+
+    def __init__(self, evidence):
+        self.evidence = evidence
+        self.settings = [s for s in evidence.settings if s[0] not in EXTRA]
+
+    def mean(self, task, optimizer, method, measure=ACCURACY):
+        """Returns the mean of a measure, with its unit."""
+        value = self.evidence.against((task, optimizer), method, measure).mean
+        return f"{100 * value:.1f} %" if is_percent(measure) else f"{value:.3f}"
+
+    def strength(self, task, optimizer, method):
+        """Returns the strength that was chosen."""
+        return f"{self.evidence.strength((task, optimizer), method):.2g}"
+
+    def against(self, task, optimizer, method, measure=ACCURACY, reference=REFERENCE):
+        """Returns the difference of two methods with its interval.
+
+        It is in points for what is in percent, and else in percent of the other's.
+        """
+        setting = task, optimizer
+        found = self.evidence.against(setting, method, measure, reference)
+        unit = 100 if is_percent(measure) else 100 / found.base
+        digits = 2 if is_percent(measure) else 1
+        values = [found.difference, found.low, found.high]
+        values = [signed(value * unit, digits) for value in values]
+        return f"{values[0]} [{values[1]}, {values[2]}]"
+
+    def marked(self, setting, method, measure):
+        """Returns the difference to L2, half its interval, and a mark if it is none."""
+        found = self.compared(setting, method, measure)
+        unit = 100 if is_percent(measure) else 100 / found.base
+        sign = "" if is_percent(measure) else " %"
+        digits = 2 if is_percent(measure) else 0
+        text = f"{signed(found.difference * unit, digits)}{sign}"
+        return f"{text} ± {found.error * unit:.{digits}f}{MARKS[found.verdict()]}"
+
+    def counts(self, method, measure=ACCURACY, corrected=False, reference=REFERENCE):
+        """Returns a dict with the number of wins, ties and losses of a method.
+
+        Args:
+            method: str; `"picked"` for the form of WEISSI that validation chose.
+            measure: str.
+            corrected: bool, whether splits are not taken to be independent.
+            reference: str; `"classic"` for the method of Keras that validation chose.
+        """
+        found = [
+            self.compared(setting, method, measure, reference).verdict(corrected)
+            for setting in self.settings
+        ]
+        counted = collections.Counter(found)
+        return {verdict: counted[verdict] for verdict in MARKS}
+
+    def either(self, verdict, method="picked"):
+        """Returns in how many settings a verdict holds in one of the two measures."""
+        return sum(
+            any(self.compared(s, method, m).verdict() == verdict for m in MEASURES)
+            for s in self.settings
+        )
+
+    def worse(self, method="picked", points=0.5):
+        """Lists the settings where a method is worse than L2 by more than `points`."""
+        return [
+            " with ".join(named(setting))
+            for setting in self.settings
+            if 100 * self.compared(setting, method).difference < -points
+        ]
+
+    def holm(self, method="picked", measure=ACCURACY):
+        """Returns how many differences stay with Holm's correction at 5 %."""
+        found = sorted(
+            self.compared(setting, method, measure).p for setting in self.settings
+        )
+        kept = 0
+        while kept < len(found) and found[kept] * (len(found) - kept) <= 0.05:
+            kept += 1
+        return kept
+
+    def above_limit(self):
+        """Returns how many strengths above the limit were tried, and how many fell."""
+        tried = fell = 0
+        for setting in self.settings:
+            for method in FORMS:
+                judged = self.evidence.searched(setting, method)
+                highest = max(accuracy for accuracy, _ in judged.values())
+                for strength, (accuracy, _) in judged.items():
+                    if strength > limit(setting[0]):
+                        tried += 1
+                        fell += int(accuracy < highest / POOR)
+        return {"tried": tried, "fell": fell}
+
+    def bound(self):
+        """Returns in how many of the measurements the gradient kept to its bound."""
+        kept = total = 0
+        least = np.inf
+        for setting in self.settings:
+            for method in self.evidence.methods(setting):
+                for row in self.evidence.finals(setting, method):
+                    curves = row["curves"]
+                    slack = np.array(curves["log_norm"]) - np.log(
+                        np.maximum(curves["input_gradient"], 1e-300)
+                    )
+                    kept += int((slack >= 0).sum())
+                    total += len(slack)
+                    least = min(least, slack.min())
+        return {
+            "kept": f"{kept:,}",
+            "total": f"{total:,}",
+            "factor": f"{np.exp(least):.1f}",
+        }
+
+    def numbers(self):
+        """Returns what the protocol was, as a dict."""
+        budget = Budget()
+        finals = [row for row in self.evidence.rows if row["stage"] == "final"]
+        return {
+            "runs": f"{len(self.evidence.rows):,}",
+            "finals": f"{len(finals):,}",
+            "settings": len(self.settings),
+            "tasks": len({task for task, _ in self.settings}),
+            "grid": budget.grid,
+            "trials": budget.trials,
+            "search": len(budget.search),
+            "final": len(budget.final),
+            "first": budget.final[0],
+            "last": budget.final[-1],
+            "methods": len(METHODS),
+            **RATES,
+        }
+
+    def limit_with_noise(self, task):
+        """Returns the limit of a network that fits no wrong label, in limits."""
+        found = limit_with_noise(sizes(task).classes, TASKS[task].noise)
+        return f"{found / limit(task):.2f}"
+
+    def edge(self, task, optimizer, method):
+        """Returns the strengths between which validation gets poor."""
+        stands, collapsed = self.edges((task, optimizer), method)
+        return f"{stands:.2g} and {collapsed:.2g}"
+
+    def ranks(self, one, two):
+        """Returns the median over the settings of a rank correlation."""
+        found = [self.evidence.correlation(s, one, two) for s in self.settings]
+        return f"{statistics.median(found):.2f}"
+
+    def compared(self, setting, method, measure=ACCURACY, reference=REFERENCE):
+        """Compares two methods, each of which may be one that validation chose."""
+        if method == "picked":
+            method = self.evidence.picked(setting)
+        if reference == "classic":
+            reference = self.evidence.picked(setting, CLASSIC)
+        return self.evidence.against(setting, method, measure, reference)
+
+    def edges(self, setting, method):
+        """Returns the last strength that validation likes and the first it does not."""
+        judged = self.evidence.searched(setting, method)
+        highest = max(accuracy for accuracy, _ in judged.values())
+        poor = [s for s, (accuracy, _) in judged.items() if accuracy < highest / POOR]
+        collapsed = min(s for s in poor if s > self.evidence.strength(setting, method))
+        stands = max(s for s in judged if s < collapsed)
+        return stands, collapsed
+
+
+def signed(value, digits):
+    """Returns a number with its sign."""
+    # Adding 0 takes the sign off a zero.
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def named(setting):
+    """Returns a setting as a list of two words."""
+    return [setting[0], NAMES[setting[1]]]
