@@ -19,11 +19,11 @@ Runs are resumed: each leaves a file when it is done, and what has one is not ru
 import argparse
 import concurrent.futures
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
 
+from evidence_results import Results
 from evidence_search import QUICK, Budget, trials
 
 # Each process has one thread: networks this small do not gain from a second.
@@ -78,41 +78,6 @@ def parse_arguments(arguments=None):
     return parsed
 
 
-class Results:
-    """The results of runs: a file for each, so that none is done twice.
-
-    Those that have been gathered into the table before count as well.
-
-    Args:
-        folder: `pathlib.Path`.
-    """
-
-    def __init__(self, folder):
-        from evidence_results import gather, key_of
-
-        self.folder = folder / "runs"
-        self.key_of = key_of
-        self.done = {key_of(row): row for row in gather(folder)}
-
-    def get(self, run):
-        """Returns the results of a run, or `None` if it has not been done."""
-        return self.done.get(self.key_of(run))
-
-    def put(self, run, result):
-        """Writes the results of a run, in one go: no run is there by half."""
-        path = self._path(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**run, **result}))
-        os.replace(temporary, path)
-        self.done[self.key_of(run)] = {**run, **result}
-
-    def _path(self, run):
-        folder = self.folder / f"{run['task']}_{run['optimizer']}"
-        name = f"{run['method']}_{run['strength']:.6g}_{run['stage']}_{run['seed']}"
-        return folder / f"{name}.json"
-
-
 def study(task, optimizer, method, out, budget, report=lambda: None):
     """Searches the strength of one method for a task and trains the final networks.
 
@@ -149,7 +114,7 @@ def study(task, optimizer, method, out, budget, report=lambda: None):
                 trainers.append(Trainer(task, method, optimizer, split))
             weights, curves = trainers[0].train(split, strength, seed)
             result = {**evaluate(trainers[0], weights, split, stage), "curves": curves}
-            results.put(key, result)
+            result = results.put(key, result)
         report()
         return result
 

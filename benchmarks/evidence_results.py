@@ -7,6 +7,40 @@ import os
 KEYS = ("task", "optimizer", "method", "strength", "stage", "seed")
 
 
+class Results:
+    """The results of runs: a file for each, so that none is done twice.
+
+    Those that have been gathered into the table before count as well.
+
+    Args:
+        folder: `pathlib.Path`.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder / "runs"
+        self.done = {key_of(row): row for row in gather(folder)}
+
+    def get(self, run):
+        """Returns the results of a run, or `None` if it has not been done."""
+        return self.done.get(key_of(run))
+
+    def put(self, run, result):
+        """Writes the results of a run in one go, and returns them as they are kept."""
+        path = self._path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        row = rounded({**run, **result})
+        temporary.write_text(json.dumps(row))
+        os.replace(temporary, path)
+        self.done[key_of(run)] = row
+        return row
+
+    def _path(self, run):
+        folder = self.folder / f"{run['task']}_{run['optimizer']}"
+        name = f"{run['method']}_{run['strength']:.6g}_{run['stage']}_{run['seed']}"
+        return folder / f"{name}.json"
+
+
 def gather(folder):
     """Reads the results of all runs, those gathered before and those since.
 
@@ -45,8 +79,8 @@ def write(rows, path):
             # The curves of the search, of which there are many, tell little.
             kept = {k: v for k, v in row.items() if k != "curves"}
             if row["stage"] == "final":
-                kept["curves"] = json.dumps(_rounded(row["curves"]))
-            writer.writerow(_rounded(kept))
+                kept["curves"] = json.dumps(row["curves"])
+            writer.writerow(kept)
     os.replace(temporary, path)
 
 
@@ -57,12 +91,10 @@ def _parsed(text):
         return text
 
 
-def _rounded(values):
-    return {
-        key: float(f"{value:.6g}")
-        if isinstance(value, float)
-        else [float(f"{v:.5g}") for v in value]
-        if isinstance(value, list)
-        else value
-        for key, value in values.items()
-    }
+def rounded(values):
+    """Returns results with as many digits as are kept: they are the same when read."""
+    if isinstance(values, dict):
+        return {key: rounded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value) for value in values]
+    return float(f"{values:.6g}") if isinstance(values, float) else values
