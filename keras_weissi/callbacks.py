@@ -336,6 +336,9 @@ class ScaleBalancer(keras.callbacks.Callback):
     changes neither what the model computes nor, where `WEISSI` is invariant, the
     penalty. What the optimizer remembers is carried along.
 
+    It goes with Keras's `L2` as well: balanced, `sum(norm(W_l) ** 2)` over a chain of `k`
+    layers is `k * prod(norm(W_l)) ** (2 / k)`, a penalty on the product alone.
+
     At the end of every epoch it adds to `logs`
 
     - `scale_shift`: the largest `abs(log(c))` of the factors `c` that it multiplied a
