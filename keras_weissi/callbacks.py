@@ -336,8 +336,8 @@ class ScaleBalancer(keras.callbacks.Callback):
     changes neither what the model computes nor, where `WEISSI` is invariant, the
     penalty. What the optimizer remembers is carried along.
 
-    It goes with Keras's `L2` as well: balanced, `sum(norm(W_l) ** 2)` over a chain of `k`
-    layers is `k * prod(norm(W_l)) ** (2 / k)`, a penalty on the product alone.
+    It goes with Keras's `L2` as well: balanced, `sum(norm(W_l) ** 2)` over a chain of
+    `k` layers is `k * prod(norm(W_l)) ** (2 / k)`, a penalty on the product alone.
 
     At the end of every epoch it adds to `logs`
 

@@ -43,7 +43,7 @@ def test_docstring_examples_run(module):
 def test_readme_snippets_run(tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     assert len(snippets[0].strip().splitlines()) <= 15
     program = tmp_path / "readme.py"
     program.write_text("\n".join(snippets))
