@@ -1,7 +1,8 @@
 """Weight-scale-shift-invariant regularization for Keras 3."""
 
 from keras_weissi.attach import deregularize, regularize
-from keras_weissi.callbacks import NormLogger, ScaleBalancer
+from keras_weissi.balancer import ScaleBalancer
+from keras_weissi.callbacks import NormLogger
 from keras_weissi.collapse import largest_log_norm
 from keras_weissi.norms import norm_table
 from keras_weissi.regularizers import WEISSI

@@ -16,11 +16,14 @@ from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.norms import gammas, host_norm, kernels_of_built, layers_of
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import (
+    Layers,
+    Regularizers,
     names_in,
     regularizers_by_kernel,
     select_kernels,
     validate_selection,
 )
+from keras_weissi.slots import check_attention, set_all, slots_of
 from keras_weissi.tables import (
     KernelTable,
     format_norm,
@@ -51,16 +54,21 @@ class Attachment:
     """
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     norm: float
-    regularizer: object
+    regularizer: keras.regularizers.Regularizer | None
     changed: bool
     note: str
 
 
 def regularize(
-    model, regularizer, *, layers=None, include_normalized=False, replace=False
-):
+    model: keras.Model,
+    regularizer: Regularizers,
+    *,
+    layers: Layers | None = None,
+    include_normalized: bool = False,
+    replace: bool = False,
+) -> KernelTable:
     """Puts a regularizer on the kernels of a built model, in place.
 
     No weight is copied, no layer rebuilt, and the state of the optimizer stays. After
@@ -133,15 +141,15 @@ def regularize(
                 notes[name], is_default = why
                 if by_name or not is_default:
                     refused.append(name)
-    _check_attention(found, plan, notes, refused)
+    check_attention(found, plan, notes, refused)
     _check_calls(found, plan)
-    _set([(kernel, plan[kernel.name]) for kernel in found if kernel.name in plan])
+    set_all([(kernel, plan[kernel.name]) for kernel in found if kernel.name in plan])
     _renew_steps(model)
     _warn(found, plan, notes, refused)
     return _report(found, set(plan), notes)
 
 
-def deregularize(model):
+def deregularize(model: keras.Model) -> KernelTable:
     """Takes every `WEISSI` off a model, in place, as `regularize` put it on.
 
     Args:
@@ -220,62 +228,11 @@ def _note(kernel, normalization, model):
         notes.append(f"normalized by {normalization}")
     around = (model, *kernel.parents, kernel.layer)
     custom = [layer for layer in around if not is_of_keras(layer)]
-    if not _slots(kernel):
+    if not slots_of(kernel):
         notes.append("not saved: the layer has no argument for it")
     elif custom:
         notes.append(f"not saved unless {type(custom[0]).__name__} saves it")
     return "; ".join(notes)
-
-
-def _slots(kernel):
-    """Lists the attributes that go into the saved configuration."""
-    stem = kernel.variable.name
-    names = [f"{stem}_regularizer", f"{stem.removesuffix('_kernel')}_regularizer"]
-    if stem == "kernel":
-        names.append("depthwise_regularizer")  # DepthwiseConv calls it that
-    slots = [(kernel.layer, name) for name in names if hasattr(kernel.layer, name)][:1]
-    attention = _attention_around(kernel)
-    if attention is not None:
-        # They make their inner layers anew from an argument of their own.
-        for name in ("kernel_regularizer", "_kernel_regularizer"):
-            if hasattr(attention, name):
-                slots.append((attention, name))
-    return slots
-
-
-def _attention_around(kernel):
-    kinds = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
-    if kernel.parents and isinstance(kernel.parents[-1], kinds):
-        return kernel.parents[-1]
-    return None
-
-
-def _check_attention(found, plan, notes, refused):
-    """Sees to it that the kernels of an attention layer are served alike.
-
-    If one of them cannot be, none is. If the user asked for a difference, it raises.
-    """
-    groups = {}
-    for kernel in found:
-        attention = _attention_around(kernel)
-        if attention is not None:
-            groups.setdefault(id(attention), (attention, []))[1].append(kernel.name)
-    for attention, names in groups.values():
-        planned = [name for name in names if name in plan]
-        barred = [name for name in names if name in refused]
-        if planned and barred:
-            for name in planned:
-                del plan[name]
-                notes[name] = f"left out with {barred[0]}: {notes[barred[0]]}"
-                refused.append(name)
-            continue
-        configs = {str((type(plan[n]), plan[n].get_config())) for n in planned}
-        if len(configs) > 1 or 0 < len(planned) < len(names):
-            raise ValueError(
-                "Invalid value for argument `layers` or `regularizer`. Expected the "
-                f"same regularizer for every kernel of layer {attention.name!r}, which "
-                "saves only one for all of them. Received: different ones"
-            )
 
 
 def _check_calls(found, plan):
@@ -295,22 +252,6 @@ def _check_calls(found, plan):
                 f"kernel {kernel.name!r}, of rank {rank}. Received: "
                 f"{format_regularizer(regularizer)}, which raises: {error}"
             ) from error
-
-
-def _set(changes):
-    """Sets all regularizers, or none if one of the layers does not let it."""
-    done = []
-    try:
-        for kernel, regularizer in changes:
-            slots = [(kernel.variable, "regularizer"), *_slots(kernel)]
-            for owner, name in slots:
-                old = getattr(owner, name)
-                setattr(owner, name, regularizer)
-                done.append((owner, name, old))
-    except Exception:
-        for owner, name, old in reversed(done):
-            setattr(owner, name, old)
-        raise
 
 
 def _renew_steps(model):

@@ -1,22 +1,20 @@
-"""Callbacks for `fit`: one shows the norms of the kernels, one keeps them balanced."""
+"""A callback for `fit` that shows the norms of the kernels."""
 
 import collections
-import math
 import numbers
+import os
 import threading
 import warnings
+from typing import Literal
 
 import keras
 import numpy as np
 
-from keras_weissi.collapse import NEAR, largest_log_norm, last_kernel
-from keras_weissi.grouping import scale_groups
-from keras_weissi.norms import kernels
+from keras_weissi.collapse import outlooks
+from keras_weissi.norms import Kernel, kernels
 from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI
-from keras_weissi.rescaling import state_of
-from keras_weissi.selection import select_kernels, validate_selection
-from keras_weissi.symmetry import balance
+from keras_weissi.selection import Layers, select_kernels, validate_selection
 from keras_weissi.tables import write_csv
 
 
@@ -85,7 +83,12 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     [0, 1, 2]
     """
 
-    def __init__(self, layers=None, update_freq="epoch", progress_bar=True):
+    def __init__(
+        self,
+        layers: Layers | None = None,
+        update_freq: int | Literal["epoch"] = "epoch",
+        progress_bar: bool = True,
+    ) -> None:
         super().__init__()
         if layers is not None:
             validate_selection(layers)
@@ -103,20 +106,20 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         self.layers = layers
         self.update_freq = update_freq
         self.progress_bar = progress_bar
-        self.record = []
+        self.record: list[dict[str, float]] = []
         # Tells Keras that the batch hook, which draws the bar, may run on JAX while
         # the next batch is computed, as that of its own bar does.
         self.async_safe = update_freq == "epoch"
-        self._watched = []
+        self._watched: list[Kernel] = []
         self._read = None
         self._read_key = None
-        self._warned = set()
+        self._warned: set[tuple[str, str]] = set()
         self._is_first_epoch = False
         self._epoch = 0
         self._steps_before_epoch = 0
         # Keras may call the batch hook from several threads, a little out of order;
         # appending is safe there, and the last few are enough to know the greatest.
-        self._batches_done = collections.deque(maxlen=64)
+        self._batches_done: collections.deque[int] = collections.deque(maxlen=64)
         self._thread = None
 
     def __getstate__(self):
@@ -187,7 +190,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             },
         )
 
-    def to_csv(self, path):
+    def to_csv(self, path: str | os.PathLike) -> None:
         """Writes `record` to a CSV file, a row for each measurement.
 
         The file is replaced in one go: if writing fails, an old one is left whole.
@@ -229,7 +232,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             self._read = make_norm_reader(self._watched, model)
             self._read_key = key
             self._warned.clear()
-        self._warn_of_collapse(found)
+        for name, message in outlooks(model, found):
+            self._warn_once("limit", name, message)
 
     def _measure(self):
         self.model  # noqa: B018 - on JAX, brings the state of training to the model
@@ -297,150 +301,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                     "live), or was initialized too small.",
                 )
 
-    def _warn_of_collapse(self, found):
-        """Warns if the coefficient is too large for the network, or nearly so."""
-        last = last_kernel(self.model)
-        for kernel in found if last else ():
-            variable, classes = last
-            regularizer = kernel.regularizer
-            is_meant = kernel.variable is variable and variable.trainable
-            if not is_meant or not isinstance(regularizer, WEISSI):
-                continue
-            limit = largest_log_norm(classes)
-            if regularizer.log_norm >= NEAR * limit:
-                outlook = (
-                    "it is going to collapse, and with it the network"
-                    if regularizer.log_norm > limit
-                    else "it may collapse if some labels are wrong or hard to fit"
-                )
-                self._warn_once(
-                    "limit",
-                    kernel.name,
-                    f"log_norm={regularizer.log_norm:g} of kernel {kernel.name!r} is "
-                    f"{regularizer.log_norm / limit:.0%} of {limit:.3g}, the most that "
-                    f"it can hold out against with the cross-entropy of {classes} "
-                    f"classes: {outlook}. See `keras_weissi.largest_log_norm`.",
-                )
-
     def _warn_once(self, what, name, message):
         if (what, name) not in self._warned:
             self._warned.add((what, name))
             warnings.warn(message, stacklevel=2)
-
-
-class ScaleBalancer(keras.callbacks.Callback):
-    """Balances the norms of the kernels every few epochs, see `balance_scales`.
-
-    Under the log penalty every kernel loses `norm(W) ** 2` at the same rate, so that
-    the smallest collapses first. Balancing shifts scale to it from the others, which
-    changes neither what the model computes nor, where `WEISSI` is invariant, the
-    penalty. What the optimizer remembers is carried along.
-
-    It goes with Keras's `L2` as well: balanced, `sum(norm(W_l) ** 2)` over a chain of
-    `k` layers is `k * prod(norm(W_l)) ** (2 / k)`, a penalty on the product alone.
-
-    At the end of every epoch it adds to `logs`
-
-    - `scale_shift`: the largest `abs(log(c))` of the factors `c` that it multiplied a
-      kernel by; 0 in an epoch in which it was not due.
-
-    If it can not, because a norm is no longer finite for one, it warns and leaves the
-    model as it is.
-
-    It does so at the end of an epoch, after the validation. A `NormLogger`, a
-    `ModelCheckpoint` and the like see the balanced weights if they stand after it in
-    `callbacks`.
-
-    Args:
-        every: int. Balances after so many epochs, counted from the first of the model:
-            after epochs `every`, `2 * every`, and so on. Defaults to `1`.
-        optimizer: bool. Whether to carry the state of the optimizer, which has to be
-            one that `balance_scales` knows; `False` leaves it as it is.
-            Defaults to `True`.
-
-    Attributes:
-        record: List of dicts, one each time it balanced, through later calls of `fit`
-            as well: `epoch`, the number of epochs completed; `scale_shift`; and for
-            each kernel `before/<name>` and `after/<name>`, its norm.
-
-    Raises:
-        ValueError: If an argument is invalid; or, when `fit` begins, if the model is a
-            subclassed one, or if it is not known how the state of its optimizer scales.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from keras_weissi import WEISSI, ScaleBalancer
-    >>> weissi = {"kernel_regularizer": WEISSI(0.01)}
-    >>> model = keras.Sequential([
-    ...     keras.Input((3,)),
-    ...     keras.layers.Dense(8, "relu", name="hidden", **weissi),
-    ...     keras.layers.Dense(1, name="logits", **weissi),
-    ... ])
-    >>> model.compile("sgd", "mse")
-    >>> x = np.ones((8, 3), "float32")
-    >>> balancer = ScaleBalancer()
-    >>> history = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[balancer])
-    >>> last = balancer.record[-1]
-    >>> bool(np.isclose(last["after/hidden"], last["after/logits"]))
-    True
-    """
-
-    # Nothing is read or changed between batches.
-    async_safe = True
-
-    def __init__(self, every=1, optimizer=True):
-        super().__init__()
-        is_count = isinstance(every, numbers.Integral) and not isinstance(every, bool)
-        if not is_count or every < 1:
-            raise ValueError(
-                "Invalid value for argument `every`. Expected a positive int. "
-                f"Received: every={every!r}"
-            )
-        if not isinstance(optimizer, bool):
-            raise ValueError(
-                "Invalid value for argument `optimizer`. Expected a bool. "
-                f"Received: optimizer={optimizer!r}"
-            )
-        self.every = every
-        self.optimizer = optimizer
-        self.record = []
-        self._groups = None
-
-    def __getstate__(self):
-        # The groups hold the layers of the model, and are found again.
-        return {**self.__dict__, "_groups": None}
-
-    def on_train_begin(self, logs=None):
-        """Finds the scale groups, and raises if the model cannot be balanced."""
-        model = self.model
-        # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
-        self._groups = scale_groups(model) if model.built else None
-        state_of(model.optimizer if self.optimizer else None)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Balances the model if it is due, and says so in `logs`."""
-        logs = {} if logs is None else logs
-        logs["scale_shift"] = 0.0
-        if (epoch + 1) % self.every:
-            return
-        model = self.model  # on JAX, brings the state of training to the model
-        if self._groups is None:
-            self._groups = scale_groups(model)
-        try:
-            rows = balance(model, self._groups, self.optimizer)
-        except (RuntimeError, ValueError) as error:
-            # The model may have diverged: that is for others to deal with.
-            warnings.warn(
-                f"ScaleBalancer left the model as it is after epoch {epoch + 1}. "
-                f"{error}",
-                stacklevel=2,
-            )
-            return
-        shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
-        logs["scale_shift"] = shift
-        record = {"epoch": epoch + 1, "scale_shift": shift}
-        for row in rows:
-            record[f"before/{row.name}"] = row.before
-            record[f"after/{row.name}"] = row.after
-        self.record.append(record)

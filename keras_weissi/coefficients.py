@@ -31,7 +31,7 @@ class CoefficientRow:
     note: str
 
 
-class InvariantCoefficients(dict):
+class InvariantCoefficients(dict[str, float]):
     """Coefficients by the names of layers, as `invariant_coefficients` returns them.
 
     Its items are what bears a penalty, by names that are unique in the model. It can be
@@ -70,7 +70,9 @@ class InvariantCoefficients(dict):
     __repr__ = __str__
 
 
-def invariant_coefficients(model, include_normalized=False):
+def invariant_coefficients(
+    model: keras.Model, include_normalized: bool = False
+) -> InvariantCoefficients:
     """Finds the coefficients with which a penalty on log norms is invariant.
 
     The sum `sum_l c_l * log(norm(W_l))` is invariant to shifts of scale if, and only
@@ -143,7 +145,8 @@ def invariant_coefficients(model, include_normalized=False):
     if reasons:
         # A gamma that feeds something pinned can take up no scale.
         fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
-        flow = nearest_flow(*groups.ends(), plain | (chosen & fed))
+        count, sources, targets = groups.ends()
+        flow = nearest_flow(count, sources, targets, plain | (chosen & fed))
     else:
         flow = plain.astype("float64")
     rows = []
@@ -177,7 +180,8 @@ def invariant_coefficients(model, include_normalized=False):
         [row for _, row in rows],
         {"name": str, "coefficient": format_norm, "note": str},
     )
-    return InvariantCoefficients(*_by_name(rows), not reasons, statement, table)
+    by_name, known = _by_name(rows)
+    return InvariantCoefficients(by_name, known, not reasons, statement, table)
 
 
 def _other_regularizer(kernel):

@@ -6,6 +6,7 @@ import numbers
 import keras
 
 from keras_weissi.graph import output_layer
+from keras_weissi.regularizers import WEISSI
 
 # Where networks have been seen to collapse, as a part of the largest coefficient: see
 # `benchmarks/results/RESULTS.md`.
@@ -20,7 +21,7 @@ _MULTICLASS = (
 _BINARY = (keras.losses.BinaryCrossentropy, keras.losses.binary_crossentropy)
 
 
-def largest_log_norm(classes):
+def largest_log_norm(classes: int) -> float:
     """Returns the largest `log_norm` that the last kernel of a classifier can bear.
 
     `largest_log_norm = max over x of x * (C - 1) / (C - 1 + exp(x)) = W((C - 1) / e)`,
@@ -90,3 +91,39 @@ def last_kernel(model):
     if not isinstance(kernel, keras.Variable) or not classes or classes < 2:
         return None
     return kernel, classes
+
+
+def outlooks(model, kernels):
+    """Lists what becomes of kernels whose coefficient is too large, or nearly so.
+
+    Args:
+        model: A built and compiled `keras.Model`.
+        kernels: List of its `Kernel`.
+
+    Returns:
+        List of pairs of the name of a kernel and a warning.
+    """
+    last = last_kernel(model)
+    found = []
+    for kernel in kernels if last else ():
+        variable, classes = last
+        weissi = kernel.regularizer
+        is_meant = kernel.variable is variable and variable.trainable
+        if not is_meant or not isinstance(weissi, WEISSI):
+            continue
+        limit = largest_log_norm(classes)
+        if weissi.log_norm < NEAR * limit:
+            continue
+        outlook = (
+            "it is going to collapse, and with it the network"
+            if weissi.log_norm > limit
+            else "it may collapse if some labels are wrong or hard to fit"
+        )
+        message = (
+            f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
+            f"{weissi.log_norm / limit:.0%} of {limit:.3g}, the most that it can hold "
+            f"out against with the cross-entropy of {classes} classes: {outlook}. See "
+            "`keras_weissi.largest_log_norm`."
+        )
+        found.append((kernel.name, message))
+    return found

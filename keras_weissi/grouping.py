@@ -19,7 +19,7 @@ from keras_weissi.norms import gammas, kernels, layers_of
 from keras_weissi.solve import GROUND, components, on_cycles
 
 
-def scale_groups(model):
+def scale_groups(model: keras.Model) -> ScaleGroups:
     """Finds the groups of tensors that have to be scaled alike, and what pins them.
 
     If every tensor of a free group is multiplied by one factor, of any size above 0,
@@ -233,8 +233,8 @@ class _Finder:
             if scaling.fixed_outputs:
                 self._pin(outputs, layer.name, scaling.fixed_outputs)
             if scaling == Scaling():
-                first, *rest = (*inputs, *outputs)
-                self._ties += [(first, other) for other in rest]
+                tied = [*inputs, *outputs]
+                self._ties += [(tied[0], other) for other in tied[1:]]
 
     def _add_kernels(self, layer, scaling, calls):
         _, _, (source,), (target,) = calls[0]

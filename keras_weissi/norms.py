@@ -7,6 +7,7 @@ the only one that walks over the layers of a model.
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -43,7 +44,7 @@ class Kernel:
     name: str
     layer: keras.Layer
     variable: keras.Variable
-    parents: tuple = ()
+    parents: tuple[keras.Layer, ...] = ()
 
     @property
     def regularizer(self):
@@ -106,16 +107,7 @@ def kernels_of_built(model, everything=False):
 
 def layers_of(model):
     """Lists a model and all layers inside it, depth first, each once."""
-    found = {}
-
-    def visit(layer):
-        if id(layer) not in found:
-            found[id(layer)] = layer
-            for sub in _sublayers(layer):
-                visit(sub)
-
-    visit(model)
-    return list(found.values())
+    return [layer for layer, _ in _walk(model)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +126,16 @@ class NormRow:
     """
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     norm: float
     share: float
-    regularizer: object
+    regularizer: keras.regularizers.Regularizer | None
     normalized: str
 
 
-def norm_table(model, print_fn=print):
+def norm_table(
+    model: keras.Model, print_fn: Callable[[str], object] | None = print
+) -> KernelTable | None:
     """Prints the kernels of a model with their norms, as a table.
 
     Args:
@@ -200,6 +194,7 @@ def norm_table(model, print_fn=print):
     if print_fn is None:
         return table
     print_fn(str(table))
+    return None
 
 
 def host_norm(variable):
@@ -238,21 +233,27 @@ def _sublayers(layer):
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
-def _own_variables(layer, parents=(), seen=None, is_model=True):
-    """Yields `(layer, parents, variables)` depth first, each variable once."""
+def _walk(layer, parents=None, seen=None):
+    """Yields a layer and all inside it, depth first, each once with those around it."""
     seen = set() if seen is None else seen
-    sublayers = _sublayers(layer)
-    below = {id(variable) for sub in sublayers for variable in sub.weights}
-    own = []
-    for variable in layer.weights:
-        if id(variable) not in below and id(variable) not in seen:
-            seen.add(id(variable))
-            own.append(variable)
-    if own:
-        yield layer, parents, own
-    for sub in sublayers:
-        around = parents if is_model else (*parents, layer)
-        yield from _own_variables(sub, around, seen, is_model=False)
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    yield layer, parents or ()
+    around = () if parents is None else (*parents, layer)
+    for sub in _sublayers(layer):
+        yield from _walk(sub, around, seen)
+
+
+def _own_variables(model):
+    """Yields `(layer, parents, variables)` depth first, each variable once."""
+    seen = set()
+    for layer, parents in _walk(model):
+        below = {id(v) for sub in _sublayers(layer) for v in sub.weights}
+        own = [v for v in layer.weights if id(v) not in below and id(v) not in seen]
+        if own:
+            seen.update(map(id, own))
+            yield layer, parents, own
 
 
 def _named(model, is_wanted):

@@ -1,12 +1,25 @@
 """Pictures. Matplotlib is imported only when one is asked for."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+    from matplotlib.axes import Axes
+
+    from keras_weissi.callbacks import NormLogger
 
 # More lines than this are drawn in one hue, without a name each.
 _MAX_NAMED_LINES = 12
 
 
-def plot_norms(source, ax=None):
+def plot_norms(
+    source: NormLogger | keras.callbacks.History | dict[str, list[float]],
+    ax: Axes | None = None,
+) -> Axes:
     """Draws the norm of each kernel and their product over the epochs, on a log axis.
 
     Args:

@@ -8,6 +8,7 @@ alone, which such a shift leaves as it is.
 
 import math
 import numbers
+from typing import Any
 
 import keras
 import numpy as np
@@ -68,12 +69,14 @@ class WEISSI(keras.regularizers.Regularizer):
     - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965)
     """
 
-    def __init__(self, log_norm=0.01, direction_l1=0.0, min_norm=0.1):
+    def __init__(
+        self, log_norm: float = 0.01, direction_l1: float = 0.0, min_norm: float = 0.1
+    ) -> None:
         self.log_norm = _validate_coefficient(log_norm, "log_norm")
         self.direction_l1 = _validate_coefficient(direction_l1, "direction_l1")
         self.min_norm = _validate_min_norm(min_norm)
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> Any:
         """Returns the penalty of the kernel `x` as a scalar tensor."""
         x = _as_float_tensor(x)
         if not (self.log_norm or self.direction_l1):
@@ -85,7 +88,9 @@ class WEISSI(keras.regularizers.Regularizer):
             return self.penalty_from_sums(square)
         return self.penalty_from_sums(square, _sum_of_absolutes(x), math.prod(x.shape))
 
-    def penalty_from_sums(self, square, absolute=None, size=None):
+    def penalty_from_sums(
+        self, square: Any, absolute: Any = None, size: Any = None
+    ) -> Any:
         """Returns the penalty of kernels of which only two sums are known.
 
         Args:
@@ -113,7 +118,7 @@ class WEISSI(keras.regularizers.Regularizer):
             terms.append(ops.clip(ratio, 0.0, size**0.5) * self.direction_l1)
         return sum(terms[1:], terms[0])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, float]:
         """Returns the arguments of the constructor as plain floats."""
         return {
             "log_norm": self.log_norm,
@@ -121,7 +126,7 @@ class WEISSI(keras.regularizers.Regularizer):
             "min_norm": self.min_norm,
         }
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v:g}" for k, v in self.get_config().items())
         return f"WEISSI({arguments})"
 

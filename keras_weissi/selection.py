@@ -1,8 +1,27 @@
 """What a user asks for, by name, class or function, and which kernels that means."""
 
 import difflib
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import keras
+
+# What says which layers: names or layers, classes, or a function of the layer.
+Layers: TypeAlias = (
+    str
+    | keras.Layer
+    | Collection[str | keras.Layer]
+    | type
+    | tuple[type, ...]
+    | Callable[[keras.Layer], bool]
+)
+# What says which regularizers: one for all, by name of layer, or by a function.
+Regularizers: TypeAlias = (
+    str
+    | keras.regularizers.Regularizer
+    | dict[str, str | keras.regularizers.Regularizer]
+    | Callable[[keras.Layer], str | keras.regularizers.Regularizer | None]
+)
 
 
 def select_kernels(candidates, layers, argument="layers"):

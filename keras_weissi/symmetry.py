@@ -3,15 +3,14 @@
 All that is done here leaves what the model computes as it is.
 """
 
-import collections
 import dataclasses
-import difflib
 import math
-import numbers
 
+import keras
 import numpy as np
 
 from keras_weissi.coefficients import invariant_coefficients
+from keras_weissi.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import host_norm, kernels
 from keras_weissi.rescaling import optimizer_of, rescale
@@ -25,8 +24,6 @@ __all__ = [
     "shift_scales",
 ]
 
-# How far from 1 a product of factors may be and still count as 1.
-_TOLERANCE = 1e-12
 _EPSILONS = {
     "float16": 2.0**-10,
     "bfloat16": 2.0**-7,
@@ -49,14 +46,18 @@ class Rescaling:
     """
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     before: float
     after: float
     factor: float
     note: str
 
 
-def shift_scales(model, factors, optimizer=True):
+def shift_scales(
+    model: keras.Model,
+    factors: dict[str, float],
+    optimizer: bool | keras.optimizers.Optimizer = True,
+) -> KernelTable:
     """Multiplies kernels by factors that leave what the model computes as it is.
 
     With `s` and `t` the products of the factors along the way from the input to the
@@ -102,12 +103,14 @@ def shift_scales(model, factors, optimizer=True):
       factor of a bias is that of its own layer; it is the product up to it.
     """
     groups = scale_groups(model)
-    by_edge = _factors_by_edge(factors, groups)
-    scales = _group_scales(by_edge, groups)
+    by_edge = factors_by_edge(factors, groups)
+    scales = group_scales(by_edge, groups)
     return _apply(model, groups, by_edge, scales, {}, optimizer)
 
 
-def balance_scales(model, optimizer=True):
+def balance_scales(
+    model: keras.Model, optimizer: bool | keras.optimizers.Optimizer = True
+) -> KernelTable:
     """Shifts scale between the layers until the norms are the least, all in all.
 
     Minimises `sum_l norm(W_l) ** 2` over all shifts that leave what the model computes
@@ -172,7 +175,7 @@ def balance(model, groups, optimizer=True):
     changes = logs[targets] - logs[sources]
     dtypes = {edge.kernel.variable.dtype for edge in groups.edges}
     precision = max((_EPSILONS[dtype] for dtype in dtypes), default=0.0)
-    if np.abs(changes).max(initial=0.0) <= max(8 * precision, _TOLERANCE):
+    if np.abs(changes).max(initial=0.0) <= max(8 * precision, TOLERANCE):
         changes, logs = 0 * changes, 0 * logs
     by_edge = dict(enumerate(np.exp(changes).tolist()))
     nodes = [GROUND] * len(groups.groups)
@@ -244,98 +247,3 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
     }
     caption = f"sum of squares: {before:.4g} before, {after:.4g} after"
     return KernelTable(rows.values(), columns, caption)
-
-
-def _factors_by_edge(factors, groups):
-    """Returns a dict from the numbers of edges to the factors asked for."""
-    if not isinstance(factors, dict):
-        raise ValueError(
-            "Invalid value for argument `factors`. Expected a dict from names of "
-            f"layers to floats. Received: factors={factors!r}"
-        )
-    by_edge = {}
-    named_by = {}
-    for name, factor in factors.items():
-        is_number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
-        if not is_number or not 0.0 < factor < math.inf:
-            raise ValueError(
-                "Invalid value for argument `factors`. Expected finite floats above 0. "
-                f"Received: factors[{name!r}]={factor!r}"
-            )
-        exact = [i for i, e in enumerate(groups.edges) if e.kernel.name == name]
-        matches = exact or [
-            i for i, e in enumerate(groups.edges) if e.kernel.layer.name == name
-        ]
-        layers = {id(groups.edges[i].kernel.layer) for i in matches}
-        if len(layers) != 1:
-            known = [edge.kernel.name for edge in groups.edges]
-            if matches:
-                near = [known[i] for i in matches]
-            else:
-                near = difflib.get_close_matches(str(name), known, n=3, cutoff=0)
-            raise ValueError(
-                "Invalid value for argument `factors`. Expected the name of one layer "
-                "that `scale_groups(model)` lists among its kernels, such as one of "
-                f"{near}. Received: {name!r}"
-            )
-        for i in matches:
-            if i in named_by:
-                raise ValueError(
-                    "Invalid value for argument `factors`. Expected one factor for a "
-                    f"kernel. Received: two for {groups.edges[i].kernel.name!r}, by "
-                    f"{named_by[i]!r} and {name!r}"
-                )
-            named_by[i] = name
-            by_edge[i] = float(factor) ** (1 / len(matches))
-    return by_edge
-
-
-def _group_scales(by_edge, groups):
-    """Follows the factors from what is pinned to all groups; raises if they disagree.
-
-    Every free group lies on a way from something pinned to something pinned.
-
-    Returns:
-        List of floats, the factors of the groups.
-    """
-    leaving = collections.defaultdict(list)
-    for i, edge in enumerate(groups.edges):
-        leaving[edge.source].append((i, edge.target, by_edge.get(i, 1.0)))
-    scales = {group.index: 1.0 for group in groups.pinned}
-    ways = {group.index: () for group in groups.pinned}
-    queue = collections.deque(scales)
-    while queue:
-        here = queue.popleft()
-        for i, there, factor in leaving[here]:
-            if there not in scales:
-                scales[there] = scales[here] * factor
-                ways[there] = (*ways[here], i)
-                queue.append(there)
-    for i, edge in enumerate(groups.edges):
-        there = scales[edge.source] * by_edge.get(i, 1.0)
-        if not 0.0 < there < math.inf:
-            raise ValueError(
-                "Invalid value for argument `factors`. Expected products within the "
-                f"range of floats. Received: {there:g} at {edge.kernel.name!r}"
-            )
-        if abs(there / scales[edge.target] - 1.0) > _TOLERANCE:
-            raise ValueError(_disagreement(groups, scales, ways, i, there))
-    return [scales[group.index] for group in groups.groups]
-
-
-def _disagreement(groups, scales, ways, i, there):
-    def named(way):
-        return " and ".join(repr(groups.edges[i].kernel.name) for i in way)
-
-    edge = groups.edges[i]
-    target = groups.groups[edge.target]
-    way = named((*ways[edge.source], i))
-    message = (
-        "Invalid value for argument `factors`. Expected factors whose products agree "
-        f"wherever two ways through the model meet. Received: {there:.12g} by way of "
-        f"{way}, but {scales[edge.target]:.12g} "
-    )
-    if target.pins:
-        name, reason = target.pins[0]
-        return f"{message}is needed there, as {name!r} pins the scale: {reason}"
-    return f"{message}by way of {named(ways[edge.target])}"

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import os
+from typing import Any
 
 # Wide enough for the longest names of `keras.applications`; a terminal may wrap.
 _WIDTH = 160
@@ -25,7 +26,7 @@ class KernelTable(list):
         self._columns = columns
         self._caption = caption
 
-    def to_dicts(self):
+    def to_dicts(self) -> list[dict[str, Any]]:
         """Returns the rows as a list of plain dicts."""
         return [
             {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
