@@ -63,12 +63,16 @@ def parse_arguments(arguments=None):
         help="folder for the results",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="few steps and seeds: to try it out"
+        "--quick",
+        action="store_true",
+        help="few steps and seeds, to try it out, in a folder `quick` of its own",
     )
     parser.add_argument(
         "--report", action="store_true", help="tables and figures of what is there"
     )
     parsed = parser.parse_args(arguments)
+    if parsed.quick:
+        parsed.out = parsed.out / "quick"
     if parsed.jobs < 1:
         parser.error("argument --jobs: expected an int of at least 1")
     for name in parsed.task:
@@ -247,7 +251,8 @@ def main():
                 task, optimizer, method, *_ = waiting.pop(future)
                 future.result()
                 progress.console.print(f"{task}, {optimizer}: {method} is done")
-    print(f"In {arguments.out}: runs. For tables and figures: --report")
+    quick = " --quick" if arguments.quick else ""
+    print(f"In {arguments.out}: runs. For tables and figures:{quick} --report")
 
 
 if __name__ == "__main__":

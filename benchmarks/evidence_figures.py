@@ -4,7 +4,8 @@ import io
 
 import numpy as np
 from evidence_attacks import NOISE, PGD_EPSILONS
-from evidence_statistics import ACCURACY, DISTANCE, limit
+from evidence_statistics import ACCURACY, DISTANCE, limit, sizes
+from evidence_tasks import TASKS
 
 COLORS = {"weissi": "tab:red", "l2-balanced": "tab:blue", "l2": "tab:gray"}
 
@@ -99,8 +100,10 @@ def _draw_summary(evidence, settings):
     for i, ax in enumerate(axes):
         ax.set_xticks(ticks[i], minor=False)
         ax.set_xticks([], minor=True)
-    axes[0].set(xlabel="test accuracy, points more than tuned L2")
-    axes[1].set(xlabel="smallest perturbation (DeepFool), % more than tuned L2")
+    axes[0].set(xlabel="test accuracy, points more than tuned L2 (scale not linear)")
+    axes[1].set(
+        xlabel="smallest perturbation (DeepFool), % more than tuned L2 (not linear)"
+    )
     axes[0].set_yticks(places, [", ".join(setting) for setting in settings])
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
@@ -111,36 +114,44 @@ def _draw_cliff(evidence, settings):
     import matplotlib.pyplot as plt
 
     methods = ("weissi", "weissi-balanced", "l2")
+    kinds = ("10 classes, clean labels", "10 classes, wrong labels", "2 or 3 classes")
     figure, axes = plt.subplots(
-        1, 3, figsize=(13, 4.5), sharey=True, layout="constrained"
+        3, 3, figsize=(13, 10), sharey="row", layout="constrained"
     )
-    tasks = list(dict.fromkeys(task for task, _ in settings))
     colors = plt.get_cmap("tab10")
-    for ax, method in zip(axes, methods, strict=True):
-        for task, optimizer in settings:
-            tried = evidence.searched((task, optimizer), method)
-            unit = 1.0 if method == "l2" else limit(task)
-            highest = max(accuracy for accuracy, _ in tried.values())
-            ax.plot(
-                [strength / unit for strength in tried],
-                [accuracy / highest for accuracy, _ in tried.values()],
-                "-" if optimizer == "sgd" else "--",
-                marker=".",
-                color=colors(tasks.index(task)),
-                label=task if optimizer == "sgd" else None,
-            )
-        ax.set(xscale="log", title=method)
+    for row, kind in zip(axes, kinds, strict=True):
+        shown = [s for s in settings if _kind(s[0]) == kind]
+        tasks = list(dict.fromkeys(task for task, _ in shown))
+        for ax, method in zip(row, methods, strict=True):
+            for task, optimizer in shown:
+                tried = evidence.searched((task, optimizer), method)
+                unit = 1.0 if method == "l2" else limit(task)
+                ax.plot(
+                    [strength / unit for strength in tried],
+                    [100 * accuracy for accuracy, _ in tried.values()],
+                    "-" if optimizer == "sgd" else "--",
+                    marker=".",
+                    color=colors(tasks.index(task)),
+                    label=f"{task}, {optimizer}",
+                )
+            ax.set_xscale("log")
+            ax.grid(alpha=0.3)
+            if method != "l2":
+                ax.axvline(1, color="black", linewidth=1)
+                ax.set_xlim(1e-3, 30)
+        row[0].set_ylabel(f"{kind}\nvalidation accuracy, %")
+        row[0].legend(fontsize="small", loc="lower left")
+    for ax, method in zip(axes[0], methods, strict=True):
+        ax.set_title(method)
+    for ax, method in zip(axes[-1], methods, strict=True):
         ax.set_xlabel("λ" if method == "l2" else "λ / largest_log_norm(classes)")
-        ax.grid(alpha=0.3)
-        if method != "l2":
-            ax.axvline(1, color="black", linewidth=1)
-            ax.set_xlim(1e-2, 30)
-    axes[0].set_ylabel("validation accuracy / its highest")
-    handles, labels = axes[0].get_legend_handles_labels()
-    handles += [plt.Line2D([], [], color="gray", linestyle=s) for s in ("-", "--")]
-    labels += ["SGD", "Adam"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=6)
     return figure
+
+
+def _kind(task):
+    if sizes(task).classes < 10:
+        return "2 or 3 classes"
+    return f"10 classes, {'wrong' if TASKS[task].noise else 'clean'} labels"
 
 
 def _save(figure, path):

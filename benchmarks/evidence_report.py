@@ -65,7 +65,7 @@ def report(folder):
             _replace(README if name == "README.md" else folder / name, text)
     else:
         _replace(folder / "TABLES.md", Tables(evidence).single())
-    print(f"In {folder}: runs.csv, tables and figures ({len(rows)} runs)")
+    print(f"In {folder}: runs.csv, TABLES.md and figures, of {len(rows)} runs")
 
 
 def _replace(path, text):

@@ -154,7 +154,9 @@ class Tables(Numbers):
                 values = [signed(value * unit, digits) for value in values]
                 row += [f"{values[0]} [{values[1]}, {values[2]}]", f"{found.p:.2g}"]
             rows.append(row)
-        title = f"**{setting[0]}, {setting[1]}: {MEASURES[measure]}**\n\n"
+        seeds = len(self.evidence.finals(setting, best))
+        title = f"**{setting[0]}, {setting[1]}: {MEASURES[measure]}**"
+        title += f", {seeds} seeds\n\n"
         header = ["method", "strength", "mean", "against L2", "p"]
         return title + _table(header, rows, "lrrrr") + "\n"
 

@@ -281,25 +281,32 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         return {"epoch": self._epoch, "step": self._step(), **measured}
 
     def _warn(self, norms):
+        floored = []
         for kernel, norm in zip(self._watched, norms, strict=True):
-            regularizer = kernel.regularizer
+            weissi = kernel.regularizer
             if not np.isfinite(norm):
                 self._warn_once(
                     "not finite",
                     kernel.name,
                     f"The norm of kernel {kernel.name!r} is no longer finite: {norm}.",
                 )
-            elif not kernel.variable.trainable or not isinstance(regularizer, WEISSI):
-                continue
-            elif norm <= regularizer.min_norm:
-                self._warn_once(
-                    "at the floor",
-                    kernel.name,
-                    f"The norm of kernel {kernel.name!r} is {norm:.3g}, not above "
-                    f"min_norm={regularizer.min_norm:g} of its regularizer: the layer "
-                    "is collapsing (a ScaleBalancer or a smaller `log_norm` lets it "
-                    "live), or was initialized too small.",
-                )
+            elif (
+                kernel.variable.trainable
+                and isinstance(weissi, WEISSI)
+                and norm <= weissi.min_norm
+                and ("floor", kernel.name) not in self._warned
+            ):
+                self._warned.add(("floor", kernel.name))
+                what = f"that of {kernel.name!r} is {norm:.3g}"
+                floored.append(f"{what}, not above min_norm={weissi.min_norm:g}")
+        if floored:
+            more = f"; and {len(floored) - 3} more" if len(floored) > 3 else ""
+            warnings.warn(
+                f"Norms of kernels are at their floor: {'; '.join(floored[:3])}{more}. "
+                "The layers are collapsing, which a smaller `log_norm` prevents, or "
+                "were initialized too small.",
+                stacklevel=2,
+            )
 
     def _warn_once(self, what, name, message):
         if (what, name) not in self._warned:

@@ -8,9 +8,9 @@ import keras
 from keras_weissi.graph import output_layer
 from keras_weissi.regularizers import WEISSI
 
-# Where networks have been seen to collapse, as a part of the largest coefficient: see
-# `benchmarks/results/RESULTS.md`.
-NEAR = 0.6
+# From which part of the largest coefficient on networks have been seen to collapse, or
+# to lose much: see `benchmarks/results/RESULTS.md`.
+NEAR = 0.5
 
 _MULTICLASS = (
     keras.losses.SparseCategoricalCrossentropy,
@@ -41,7 +41,7 @@ def largest_log_norm(classes: int) -> float:
         classes: int, at least 2: the number of classes. 2 for outputs of a sigmoid.
 
     Returns:
-        float: 0.278 for 2 classes, 1.10 for 10, 3.55 for 1,000. For a loss that is the
+        float: 0.278 for 2 classes, 1.10 for 10, 4.42 for 1,000. For a loss that is the
         mean over the rows; it grows with the weights of the rows and of the loss.
 
     Raises:
@@ -50,8 +50,8 @@ def largest_log_norm(classes: int) -> float:
     Example:
 
     >>> from keras_weissi import largest_log_norm
-    >>> round(largest_log_norm(10), 2)
-    1.1
+    >>> [round(largest_log_norm(classes), 2) for classes in (2, 10, 1000)]
+    [0.28, 1.1, 4.42]
     """
     from scipy.special import lambertw
 
@@ -117,7 +117,7 @@ def outlooks(model, kernels):
         outlook = (
             "it is going to collapse, and with it the network"
             if weissi.log_norm > limit
-            else "it may collapse if some labels are wrong or hard to fit"
+            else "it may collapse, first of all if some labels are wrong"
         )
         message = (
             f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "

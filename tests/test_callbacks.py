@@ -478,10 +478,19 @@ def test_a_collapsing_layer_is_named_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = fit(model, NormLogger(), epochs=4)
-    ours = [str(w.message) for w in caught if "norm of kernel" in str(w.message)]
+    ours = [str(w.message) for w in caught if "at their floor" in str(w.message)]
     assert len(ours) == 1
-    assert re.search(r"'h1' is 0\.4, not above min_norm=0\.5", ours[0])
+    assert "that of 'h1' is 0.4, not above min_norm=0.5. The layers" in ours[0]
     assert len(history.history["loss"]) == 4
+
+
+def test_many_collapsing_layers_are_one_warning():
+    model = make_model(WEISSI(0.1, min_norm=100.0), depth=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, NormLogger(), epochs=3)
+    (ours,) = [str(w.message) for w in caught if "at their floor" in str(w.message)]
+    assert "'h0'" in ours and "'h3'" not in ours and "; and 2 more. " in ours
 
 
 def test_a_norm_that_is_not_finite_is_named_once_and_training_goes_on():
@@ -502,7 +511,7 @@ def test_a_frozen_kernel_is_not_collapsing():
     model.get_layer("h1").trainable = False
     model.compile("sgd", "mse")
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "The norm of kernel")
+        warnings.filterwarnings("error", "Norms of kernels")
         fit(model, NormLogger())
 
 
