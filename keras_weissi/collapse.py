@@ -8,17 +8,19 @@ import keras
 from keras_weissi.graph import output_layer
 from keras_weissi.regularizers import WEISSI
 
-# From which part of the largest coefficient on networks have been seen to collapse, or
-# to lose much: see `benchmarks/results/RESULTS.md`.
+# The part of the largest coefficient above which networks have been seen to collapse,
+# see the table of cliffs in `benchmarks/results/RESULTS.md`.
 NEAR = 0.5
 
-_MULTICLASS = (
-    keras.losses.SparseCategoricalCrossentropy,
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.sparse_categorical_crossentropy,
-    keras.losses.categorical_crossentropy,
-)
-_BINARY = (keras.losses.BinaryCrossentropy, keras.losses.binary_crossentropy)
+# By the names that `compile` takes, of the classes and of the functions.
+_SQUASHED_BY = {
+    "SparseCategoricalCrossentropy": keras.activations.softmax,
+    "sparse_categorical_crossentropy": keras.activations.softmax,
+    "CategoricalCrossentropy": keras.activations.softmax,
+    "categorical_crossentropy": keras.activations.softmax,
+    "BinaryCrossentropy": keras.activations.sigmoid,
+    "binary_crossentropy": keras.activations.sigmoid,
+}
 
 
 def largest_log_norm(classes: int) -> float:
@@ -27,11 +29,11 @@ def largest_log_norm(classes: int) -> float:
     `largest_log_norm = max over x of x * (C - 1) / (C - 1 + exp(x)) = W((C - 1) / e)`,
     where `C` is the number of classes and `W` is Lambert's function. With more, no
     training that minimizes the cross-entropy comes to rest before the kernel `K` that
-    makes the logits has collapsed to its `min_norm`, whatever the data, the width and
+    makes the logits has fallen to its `min_norm`, whatever the data, the width and
     the depth. For where it comes to rest, the cross-entropy pulls `K` outwards as hard
     as the penalty pulls it inwards: `-sum(K * dL/dK) = log_norm`. With logits `z` and
-    probabilities `p`, and a bias that is at rest too, the left side is the mean of
-    `z[label] - sum(p * z)` over the rows, of which none can be more than the above.
+    probabilities `p`, and a bias that is at rest too (not frozen), the left side is the
+    mean of `z[label] - sum(p * z)` over the rows. None can be more than the above.
 
     It is a limit, not a good value. A network that does not fit all labels, because
     some are wrong, collapses from a smaller one on. Where a network is a plain chain of
@@ -74,23 +76,34 @@ def last_kernel(model):
         if the model is not known to be a classifier that is trained with the mean
         cross-entropy of the outputs of one layer with a kernel.
     """
-    loss = model.loss
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
-    known = next((k for k in (loss, type(loss)) if k in (*_MULTICLASS, *_BINARY)), None)
-    reduction = getattr(loss, "reduction", "mean")
-    if known is None or reduction not in ("mean", "sum_over_batch_size"):
+    squash = _squash_of(model.loss)
+    found = output_layer(model) if squash else None
+    if found is None:
         return None
-    layer = output_layer(model)
-    squash = "sigmoid" if known in _BINARY else "softmax"
-    allowed = (keras.activations.linear, getattr(keras.activations, squash))
-    if getattr(layer, "activation", None) not in allowed:
-        return None
+    layer, activations = found
+    passed = [a for a in activations if a is not keras.activations.linear]
+    expected = [] if getattr(model.loss, "from_logits", False) else [squash]
     kernel = getattr(layer, "kernel", None)
-    classes = 2 if known in _BINARY else model.output_shape[-1]
-    if not isinstance(kernel, keras.Variable) or not classes or classes < 2:
+    classes = 2 if squash is keras.activations.sigmoid else model.output_shape[-1]
+    if passed != expected or not isinstance(kernel, keras.Variable):
         return None
-    return kernel, classes
+    return (kernel, classes) if classes and classes > 1 else None
+
+
+def _squash_of(loss):
+    """Returns what makes probabilities for a mean cross-entropy; `None` for others."""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", None)
+    if isinstance(loss, keras.Loss):
+        is_mean = loss.reduction in ("mean", "sum_over_batch_size")
+        is_last = getattr(loss, "axis", -1) == -1
+        name = type(loss).__name__ if is_mean and is_last else None
+    squash = _SQUASHED_BY.get(name) if isinstance(name, str) else None
+    # A user's own may have the same name.
+    is_of_keras = isinstance(loss, str) or getattr(keras.losses, str(name), None) in (
+        loss,
+        type(loss),
+    )
+    return squash if is_of_keras else None
 
 
 def outlooks(model, kernels):
@@ -115,15 +128,16 @@ def outlooks(model, kernels):
         if weissi.log_norm < NEAR * limit:
             continue
         outlook = (
-            "it is going to collapse, and with it the network"
+            f"it cannot come to rest above its min_norm={weissi.min_norm:g}"
             if weissi.log_norm > limit
-            else "it may collapse, first of all if some labels are wrong"
+            else "networks have collapsed from there on, first of all if labels are "
+            "wrong"
         )
         message = (
             f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
             f"{weissi.log_norm / limit:.0%} of {limit:.3g}, the most that it can hold "
-            f"out against with the cross-entropy of {classes} classes: {outlook}. See "
-            "`keras_weissi.largest_log_norm`."
+            f"out against with the cross-entropy of {classes} classes, unless rows or "
+            f"losses are weighted: {outlook}. See `keras_weissi.largest_log_norm`."
         )
         found.append((kernel.name, message))
     return found

@@ -13,11 +13,6 @@ from keras_weissi.homogeneity import NORMALIZATIONS, is_homogeneous, is_of_keras
 
 _OUTSIDE = "outside of the model"
 _HIDDEN = "a layer that Keras does not show"
-_SQUASHING = (
-    keras.activations.linear,
-    keras.activations.sigmoid,
-    keras.activations.softmax,
-)
 
 
 class Graph:
@@ -159,31 +154,35 @@ def output_layer(model):
         model: A built `keras.Model`.
 
     Returns:
-        A `keras.Operation`, or `None` if Keras does not show it or the model has not
-        just one output.
+        Pair of the layer and of a list of the activations behind it, in no order; or
+        `None` if Keras does not show it, the model has not just one output, or the
+        layer is called more than once.
     """
     function = inner_function(model)
     if function is None or len(function.outputs) != 1:
         return None
-    tensor = function.outputs[0]
+    tensor, activations = function.outputs[0], []
     while True:
-        made = [(n, i) for n in nodes_of(function) for i in _positions(n, tensor)]
+        nodes = nodes_of(function)
+        made = [(n, i) for n in nodes for i in _positions(n, tensor)]
         if not made:
             return None
         node, position = made[0]
-        inner = inner_function(node.operation)
+        layer = node.operation
+        if sum(other.operation is layer for other in nodes) > 1:
+            return None
+        inner = inner_function(layer)
         if inner is not None:
             function, tensor = inner, inner.outputs[position]
-        elif _squashes(node.operation):
+        elif type(layer) is keras.layers.Activation:
+            activations.append(layer.activation)
+            tensor = node.input_tensors[0]
+        elif type(layer) is keras.layers.Softmax and layer.axis == -1:
+            activations.append(keras.activations.softmax)
             tensor = node.input_tensors[0]
         else:
-            return unwrapped(node.operation)
-
-
-def _squashes(layer):
-    if type(layer) is keras.layers.Activation:
-        return layer.activation in _SQUASHING
-    return type(layer) is keras.layers.Softmax
+            layer = unwrapped(layer)
+            return layer, [*activations, getattr(layer, "activation", None)]
 
 
 def _positions(node, tensor):

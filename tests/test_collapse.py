@@ -85,6 +85,12 @@ def classifier(outputs=10, activation=None, loss="sparse_categorical_crossentrop
         (10, "relu", "sparse_categorical_crossentropy", None),
         (10, "sigmoid", "sparse_categorical_crossentropy", None),
         (1, "softmax", "categorical_crossentropy", None),
+        (10, None, "sparse_categorical_crossentropy", None),
+        (10, "softmax", "crossentropy", None),
+        (10, "softmax", ["sparse_categorical_crossentropy"], None),
+        (10, "softmax", lambda y_true, y_pred: 0.0 * y_pred, None),
+        (10, "softmax", keras.losses.CategoricalCrossentropy(axis=1), None),
+        (10, "softmax", keras.losses.CategoricalCrossentropy(from_logits=True), None),
         (
             10,
             "softmax",
@@ -112,6 +118,8 @@ def test_the_last_kernel_behind_activations_and_inside_of_models():
 def test_models_of_which_it_is_not_known():
     inputs = keras.Input((4,))
     heads = [layers.Dense(2)(inputs), layers.Dense(2)(inputs)]
+    shared = layers.Dense(4, "softmax")
+    channels = keras.Input((3, 4))
     relu = layers.ReLU()(layers.Dense(2)(inputs))
     activation = layers.Activation("relu")(layers.Dense(2)(inputs))
 
@@ -130,6 +138,10 @@ def test_models_of_which_it_is_not_known():
         keras.Model(inputs, heads),
         keras.Model(inputs, relu),
         keras.Model(inputs, activation),
+        keras.Model(inputs, layers.Softmax()(layers.Dense(2, "softmax")(inputs))),
+        keras.Model(inputs, layers.Activation("sigmoid")(layers.Dense(2)(inputs))),
+        keras.Model(inputs, shared(shared(inputs))),
+        keras.Model(channels, layers.Softmax(axis=1)(layers.Dense(2)(channels))),
         subclassed,
         same,
     ):
@@ -157,9 +169,10 @@ def warnings_of(part, trainable=True, loss="sparse_categorical_crossentropy"):
 def test_the_logger_warns_of_a_coefficient_that_is_too_large():
     (message,) = warnings_of(2.0)
     assert "log_norm=2.20201 of kernel 'last' is 200% of 1.1" in message
-    assert "10 classes: it is going to collapse" in message
+    assert "10 classes, unless" in message
+    assert "it cannot come to rest above its min_norm=0.1" in message
     (message,) = warnings_of(0.7)
-    assert "70%" in message and "it may collapse, first of all" in message
+    assert "70%" in message and "networks have collapsed from there on" in message
 
 
 def test_the_logger_does_not_warn_without_a_reason():
