@@ -16,9 +16,10 @@ from evidence_statistics import (
     limit_with_noise,
     sizes,
 )
-from evidence_tasks import TASKS
+from evidence_tasks import CONVOLUTIONAL, TASKS
 from evidence_training import METHODS, RATES
 
+FMN = "fmn"
 MEASURES = {
     ACCURACY: "test accuracy, %",
     DISTANCE: "median smallest perturbation (DeepFool)",
@@ -131,24 +132,19 @@ class Numbers:
         return {"tried": tried, "fell": fell}
 
     def bound(self):
-        """Returns in how many of the measurements the gradient kept to its bound."""
-        kept = total = 0
-        least = np.inf
+        """Returns how far gradients of dense networks are below their bound."""
+        slacks = []
         for setting in self.settings:
+            if TASKS[setting[0]].network in CONVOLUTIONAL:
+                continue
             for method in self.evidence.methods(setting):
                 for row in self.evidence.finals(setting, method):
                     curves = row["curves"]
                     slack = np.array(curves["log_norm"]) - np.log(
                         np.maximum(curves["input_gradient"], 1e-300)
                     )
-                    kept += int((slack >= 0).sum())
-                    total += len(slack)
-                    least = min(least, slack.min())
-        return {
-            "kept": f"{kept:,}",
-            "total": f"{total:,}",
-            "factor": f"{np.exp(least):.1f}",
-        }
+                    slacks.append(float(slack.min()))
+        return f"{np.exp(min(slacks)):.1f}"
 
     def numbers(self):
         """Returns what the protocol was, as a dict."""
@@ -168,6 +164,35 @@ class Numbers:
             "methods": len(METHODS),
             **RATES,
         }
+
+    def rate(self, method):
+        """Returns the range of a method's strength, in those chosen for L2."""
+        found = [
+            self.evidence.strength(s, method) / self.evidence.strength(s, REFERENCE)
+            for s in self.settings
+        ]
+        return f"{min(found):.2g} to {max(found):.2g}"
+
+    def widening(self):
+        """Returns the range of the factor by which the correction widens intervals."""
+        found = [self.compared(s, "weissi") for s in self.settings]
+        ratios = [c.corrected / c.error for c in found]
+        return f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+    def shares(self, method, optimizer, noise=False):
+        """Returns the range of the chosen strengths, in limits, with clean labels."""
+        found = [
+            self.evidence.strength(setting, method) / limit(setting[0])
+            for setting in self.settings
+            if setting[1] == optimizer and bool(TASKS[setting[0]].noise) == noise
+        ]
+        return f"{min(found):.3f} to {max(found):.2f}"
+
+    def falls(self, method="weissi"):
+        """Returns the least strength, in limits, from which on a network fell."""
+        return (
+            f"{min(self.edges(s, method)[1] / limit(s[0]) for s in self.settings):.2f}"
+        )
 
     def limit_with_noise(self, task):
         """Returns the limit of a network that fits no wrong label, in limits."""

@@ -1,6 +1,6 @@
 """The tables of the evidence, as Markdown."""
 
-from evidence_numbers import BALANCED_L2, MEASURES, NAMES, Numbers, named, signed
+from evidence_numbers import BALANCED_L2, FMN, MEASURES, NAMES, Numbers, named, signed
 from evidence_statistics import (
     DISTANCE,
     REFERENCE,
@@ -79,15 +79,15 @@ class Tables(Numbers):
         methods = [m for m in self.evidence.methods(self.settings[0]) if m != REFERENCE]
         for method in [*methods, "picked"]:
             row = ["**WEISSI, form by validation**" if method == "picked" else method]
-            for measure in MEASURES:
+            for measure in (*MEASURES, FMN):
                 counts = self.counts(method, measure)
                 row.append(f"{counts['win']} / {counts['tie']} / {counts['loss']}")
             worst = min(
                 self.compared(setting, method).difference for setting in self.settings
             )
             rows.append([*row, f"{100 * worst:+.1f}"])
-        header = ["method", "accuracy: wins / ties / losses", "perturbation"]
-        return _table([*header, "worst accuracy, points"], rows, "lrrr")
+        header = ["method", "accuracy: wins / ties / losses", "DeepFool", "FMN"]
+        return _table([*header, "worst accuracy, points"], rows, "lrrrr")
 
     def cliff(self):
         """Returns where the log penalty is chosen, stands and collapses."""
