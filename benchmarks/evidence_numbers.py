@@ -186,7 +186,7 @@ class Numbers:
             for setting in self.settings
             if setting[1] == optimizer and bool(TASKS[setting[0]].noise) == noise
         ]
-        return f"{min(found):.3f} to {max(found):.2f}"
+        return f"{min(found):.2g} to {max(found):.2g}"
 
     def falls(self, method="weissi"):
         """Returns the least strength, in limits, from which on a network fell."""
