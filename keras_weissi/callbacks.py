@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_weissi.collapse import outlooks
 from keras_weissi.norms import Kernel, kernels
+from keras_weissi.private import model_in_training
 from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import Layers, select_kernels, validate_selection
@@ -254,7 +255,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     def _batches_until(self, batch):
         # Under `steps_per_execution`, `batch` is the last of those executed together,
         # or, before Keras 3.9, the first.
-        together = getattr(self._model, "steps_per_execution", 1)
+        together = getattr(model_in_training(self), "steps_per_execution", 1)
         if together > 1 and batch % together == 0:
             return min(batch + together, self.params.get("steps") or batch + together)
         return batch + 1

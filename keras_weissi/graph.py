@@ -10,6 +10,7 @@ import inspect
 import keras
 
 from keras_weissi.homogeneity import NORMALIZATIONS, is_homogeneous, is_of_keras
+from keras_weissi.private import functional_of, inputs_struct, nodes_of
 
 _OUTSIDE = "outside of the model"
 _HIDDEN = "a layer that Keras does not show"
@@ -144,7 +145,7 @@ def inner_function(layer):
     definer = next(c for c in classes if "call" in vars(c))
     if definer.__module__.split(".")[0] != "keras":
         return None
-    return _functional_of(layer) if isinstance(layer, keras.Sequential) else layer
+    return functional_of(layer) if isinstance(layer, keras.Sequential) else layer
 
 
 def output_layer(model):
@@ -212,18 +213,6 @@ def mentioned(node):
     return found
 
 
-# The private touches: Keras publishes neither the calls that make up a graph, nor the
-# Functional model inside a Sequential one, nor how the inputs of a model are arranged.
-
-
-def nodes_of(function):
-    """Lists the calls inside a function, each after those whose output it takes."""
-    by_depth = function._nodes_by_depth
-    return [
-        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
-    ]
-
-
 def entries_of(node, function):
     """Pairs the tensors that a call passes to a function with the function's inputs.
 
@@ -234,7 +223,7 @@ def entries_of(node, function):
     if len(node.input_tensors) != len(function.inputs):
         return None
     if len(function.inputs) > 1:
-        structures = (node.arguments.args[:1], (function._inputs_struct,))
+        structures = (node.arguments.args[:1], (inputs_struct(function),))
         try:
             keras.tree.assert_same_structure(
                 *(keras.tree.lists_to_tuples(s) for s in structures)
@@ -242,7 +231,3 @@ def entries_of(node, function):
         except (TypeError, ValueError):
             return None
     return list(zip(node.input_tensors, function.inputs, strict=True))
-
-
-def _functional_of(sequential):
-    return sequential._functional if sequential.built else None

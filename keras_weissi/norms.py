@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_weissi.graph import Graph
 from keras_weissi.homogeneity import gamma_of
+from keras_weissi.private import sublayers
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.tables import (
     KernelTable,
@@ -228,11 +229,6 @@ def host_pieces(variable):
         yield keras.ops.convert_to_numpy(keras.ops.cast(piece, dtype))
 
 
-def _sublayers(layer):
-    # Keras has no public list of the sublayers of a layer that is not a model.
-    return layer._flatten_layers(include_self=False, recursive=False)
-
-
 def _walk(layer, parents=None, seen=None):
     """Yields a layer and all inside it, depth first, each once with those around it."""
     seen = set() if seen is None else seen
@@ -241,7 +237,7 @@ def _walk(layer, parents=None, seen=None):
     seen.add(id(layer))
     yield layer, parents or ()
     around = () if parents is None else (*parents, layer)
-    for sub in _sublayers(layer):
+    for sub in sublayers(layer):
         yield from _walk(sub, around, seen)
 
 
@@ -249,7 +245,7 @@ def _own_variables(model):
     """Yields `(layer, parents, variables)` depth first, each variable once."""
     seen = set()
     for layer, parents in _walk(model):
-        below = {id(v) for sub in _sublayers(layer) for v in sub.weights}
+        below = {id(v) for sub in sublayers(layer) for v in sub.weights}
         own = [v for v in layer.weights if id(v) not in below and id(v) not in seen]
         if own:
             seen.update(map(id, own))

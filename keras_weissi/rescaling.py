@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.norms import PIECE, host_pieces
+from keras_weissi.private import slots_by_name, trained_by
 
 # For each optimizer, the power of c by which its variables go. The names are those of
 # the optimizer's attributes, without an underscore in front.
@@ -91,9 +92,6 @@ def rescale(factors, optimizer=None):
 def state_of(optimizer):
     """Lists what an optimizer keeps for each variable.
 
-    This is the one place that knows the private attributes of optimizers: Keras shows
-    their variables, but not which weight they belong to.
-
     Args:
         optimizer: A `keras.optimizers.Optimizer` or `None`.
 
@@ -120,13 +118,13 @@ def state_of(optimizer):
         )
     if not optimizer.built:
         return {}
-    state = {id(v): [] for v in optimizer._trainable_variables}
+    state = {id(v): [] for v in trained_by(optimizer)}
     carried = set()
     for name, power in {**powers, **_POWERS_IN_ANY}.items():
-        slots = getattr(optimizer, f"_{name}", None) or getattr(optimizer, name, None)
+        slots = slots_by_name(optimizer, name)
         if not slots:
             continue
-        for variable, slot in zip(optimizer._trainable_variables, slots, strict=True):
+        for variable, slot in zip(trained_by(optimizer), slots, strict=True):
             if slot is not None:
                 state[id(variable)].append((slot, power))
                 carried.add(id(slot))

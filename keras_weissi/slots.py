@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_weissi.private import regularizer_slots
+
 
 def slots_of(kernel):
     """Lists the attributes that go into the saved configuration."""
@@ -13,9 +15,7 @@ def slots_of(kernel):
     attention = attention_around(kernel)
     if attention is not None:
         # They make their inner layers anew from an argument of their own.
-        for name in ("kernel_regularizer", "_kernel_regularizer"):
-            if hasattr(attention, name):
-                slots.append((attention, name))
+        slots += [(attention, name) for name in regularizer_slots(attention)]
     return slots
 
 

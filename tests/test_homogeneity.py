@@ -5,8 +5,8 @@ from helpers import to_numpy
 from keras import layers, ops
 
 from keras_weissi import homogeneity
-from keras_weissi.graph import nodes_of
 from keras_weissi.homogeneity import Scaling, is_homogeneous, scaling_of
+from keras_weissi.private import nodes_of
 
 IMAGE, SERIES, VECTOR, VOLUME = (6, 6, 4), (6, 4), (4,), (4, 4, 4, 2)
 C = 8.0  # a power of 2: exact
