@@ -7,7 +7,7 @@ import warnings
 import keras
 
 from keras_weissi.grouping import scale_groups
-from keras_weissi.rescaling import state_of
+from keras_weissi.rescaling import optimizer_of, state_of
 from keras_weissi.symmetry import balance
 
 
@@ -37,9 +37,9 @@ class ScaleBalancer(keras.callbacks.Callback):
     Args:
         every: int. Balances after so many epochs, counted from the first of the model:
             after epochs `every`, `2 * every`, and so on. Defaults to `1`.
-        optimizer: bool. Whether to carry the state of the optimizer, which has to be
-            one that `balance_scales` knows; `False` leaves it as it is.
-            Defaults to `True`.
+        optimizer: bool. Whether to carry the state of the optimizer that the model is
+            compiled with, if it is, which has to be one that `balance_scales` knows;
+            `False` leaves it as it is. Defaults to `True`.
 
     Attributes:
         record: List of dicts, one each time it balanced, through later calls of `fit`
@@ -99,7 +99,7 @@ class ScaleBalancer(keras.callbacks.Callback):
         model = self.model
         # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
         self._groups = scale_groups(model) if model.built else None
-        state_of(model.optimizer if self.optimizer else None)
+        state_of(optimizer_of(model, self.optimizer))
 
     def on_epoch_end(self, epoch, logs=None):
         """Balances the model if it is due, and says so in `logs`."""

@@ -113,6 +113,17 @@ def test_a_model_that_is_built_by_its_first_batch():
     assert len(balancer.record) == 2
 
 
+def test_a_loop_of_ones_own_needs_no_compiled_model():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(16), layers.Dense(4)])
+    logs = {}
+    balancer = ScaleBalancer()
+    balancer.set_model(model)
+    balancer.on_train_begin()
+    balancer.on_epoch_end(0, logs)
+    np.testing.assert_allclose(norms_of(model), norms_of(model)[0], rtol=1e-6)
+    assert logs["scale_shift"] > 0
+
+
 def test_stands_in_the_logs_of_later_callbacks(tmp_path):
     path = tmp_path / "log.csv"
     fit(make_model(), 2, ScaleBalancer(), keras.callbacks.CSVLogger(path))

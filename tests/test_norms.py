@@ -126,15 +126,6 @@ def test_lora_factors_are_no_kernels_of_their_own(regularizer):
     assert any(found[0].variable is variable for variable in dense.weights)
 
 
-def test_the_private_list_ofsublayers_is_still_there():
-    wrapper = layers.TimeDistributed(layers.Dense(2, name="dense"))
-    wrapper.build((None, 3, 4))
-    assert [layer.name for layer in norms.sublayers(wrapper)] == ["dense"]
-    inputs = keras.Input((2,))
-    model = keras.Model(inputs, layers.ReLU()(layers.Dense(2)(inputs)))
-    assert norms.sublayers(model) == model.layers
-
-
 @pytest.fixture
 def mixed():
     """A model with every sort of weight penalty, and one frozen layer."""
