@@ -110,6 +110,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         self._watched = []
         self._read = None
         self._read_key = None
+        self._penalties = []
         self._warned = set()
         self._is_first_epoch = False
         self._epoch = 0
@@ -121,8 +122,15 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     def __getstate__(self):
         # What is compiled can be neither copied nor pickled, and is made again.
-        left_out = {"_watched": [], "_read": None, "_read_key": None}
+        left_out = {"_watched": [], "_read": None, "_read_key": None, "_penalties": []}
         return {**self.__dict__, **left_out}
+
+    def set_model(self, model):
+        """Takes the model of the `fit`, and lets go of the kernels of another."""
+        if model is not self._model:
+            self._watched, self._penalties = [], []
+            self._read = self._read_key = None
+        super().set_model(model)
 
     def set_params(self, params):
         """Takes the parameters of the `fit`; `verbose` is for the bar."""
@@ -223,11 +231,14 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                 stacklevel=2,
             )
         watched = [kernel.variable for kernel in self._watched]
-        penalties = [(id(v), id(v.regularizer)) for v in model.trainable_variables]
-        key = (model.run_eagerly, *map(id, watched), *penalties)
+        penalties = [(v, v.regularizer) for v in model.trainable_variables]
+        ids = ((id(v), id(regularizer)) for v, regularizer in penalties)
+        key = (model.run_eagerly, *map(id, watched), *ids)
         if self._read is None or key != self._read_key:
             self._read = make_norm_reader(self._watched, model)
             self._read_key = key
+            # Held, so that no later regularizer is given the id of an earlier one.
+            self._penalties = penalties
             self._warned.clear()
         self._warn_of_collapse(found)
 
@@ -410,6 +421,12 @@ class ScaleBalancer(keras.callbacks.Callback):
     def __getstate__(self):
         # The groups hold the layers of the model, and are found again.
         return {**self.__dict__, "_groups": None}
+
+    def set_model(self, model):
+        """Takes the model of the `fit`, and lets go of the layers of another."""
+        if model is not self._model:
+            self._groups = None
+        super().set_model(model)
 
     def on_train_begin(self, logs=None):
         """Finds the scale groups, and raises if the model cannot be balanced."""
