@@ -12,7 +12,7 @@ import pytest
 from helpers import BACKEND, norm_of, reference_penalty, run_python
 from keras import layers
 
-from keras_weissi import WEISSI, NormLogger, ScaleBalancer, deregularize, regularize
+from keras_weissi import WEISSI, NormLogger, ScaleBalancer, deregularize
 
 X = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
 Y = X[:, :1]
@@ -347,10 +347,9 @@ def test_weights_and_biases_gets_the_values(tmp_path, monkeypatch):
 @pytest.mark.parametrize("automatic", [True, False])
 def test_mlflow_gets_the_values(automatic, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("pandas")  # which the small `mlflow-skinny` does not bring
-    import mlflow.keras
-
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("mlflow.keras")
     mlflow.set_tracking_uri(f"file:{tmp_path}/mlruns")
     mlflow.keras.autolog(
         log_models=False, log_datasets=False, disable=not automatic, silent=True

@@ -18,9 +18,10 @@ def overhead(monkeypatch):
     return importlib.import_module("overhead")
 
 
-# How often each kernel is gone over. Without a penalty, it and its gradient are read and
-# it is written. The norm has to be known before the first element can be written, which
-# is one more reading at the least; XLA takes another for the sum of absolute values.
+# How often each kernel is gone over. Without a penalty, it and its gradient are read
+# and it is written. The norm has to be known before the first element can be written,
+# which is one more reading at the least; XLA takes another for the sum of absolute
+# values.
 @pytest.mark.jax_only
 @pytest.mark.parametrize(
     "name, passes", [("none", 3), ("WEISSI (log)", 4), ("WEISSI (both)", 5)]
