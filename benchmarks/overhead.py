@@ -153,6 +153,34 @@ def logger_times(model, rounds):
     return times[log], times[read]
 
 
+def logged_step_times(rounds, steps, update_freq=10, batch_size=32):
+    """Seconds per training step of a CNN without and with a logger, per round.
+
+    One model takes all steps, so that both do the same work. The order within a round
+    is drawn at random.
+    """
+    model = cnn(WEISSI(0.01))
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch_size * steps, *model.input_shape[1:])).astype("float32")
+    y = rng.normal(size=(batch_size * steps, *model.output_shape[1:])).astype("float32")
+    variants = {
+        # Draws nothing with verbose=0, as the bar that Keras itself would add.
+        "none": keras.callbacks.ProgbarLogger(),
+        "epoch": NormLogger(),
+        update_freq: NormLogger(update_freq=update_freq),
+    }
+    times = {name: [] for name in variants}
+    for turn in track(range(rounds + 1), "timing", console=CONSOLE, transient=True):
+        for name in random.sample(list(variants), len(variants)):
+            callbacks = [variants[name]]
+            start = time.perf_counter()
+            model.fit(x, y, batch_size, shuffle=False, verbose=0, callbacks=callbacks)
+            if turn:  # the first compiles
+                times[name].append((time.perf_counter() - start) / steps)
+    return times
+
+
 def logger_transfers(model):
     """The number of times that a logger's epoch brings values over to the host."""
     logger = NormLogger()
@@ -223,6 +251,25 @@ def _print_logger(rounds, quick):
     CONSOLE.print("limit: 1.5 times reading once, and 1 ms per 100 kernels")
 
 
+def _print_logged_steps(rounds, steps):
+    title = "A training step of the CNN with NormLogger, batch 32"
+    table = Table(title=title, title_justify="left")
+    columns = ("update_freq", "ms per step", "ratio to none in a round", "quartiles")
+    for column in columns:
+        table.add_column(column, justify="right")
+    times = logged_step_times(rounds, steps)
+    for name, own in times.items():
+        ratios = [t / base for t, base in zip(own, times["none"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        table.add_row(
+            str(name),
+            f"{1e3 * statistics.median(own):.2f}",
+            f"{middle:.3f}",
+            f"{low:.3f} to {high:.3f}",
+        )
+    CONSOLE.print(table)
+
+
 def main():
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -236,6 +283,7 @@ def main():
     _print_steps("A training step of an MLP, 4 x 2048, batch 32", times)
     times = step_times(cnn, rounds, 4 * steps)
     _print_steps("A training step of a CNN, 3 convolutions, batch 32", times)
+    _print_logged_steps(rounds, 20 if arguments.quick else 200)
     if keras.backend.backend() == "jax":
         _print_bytes()
     _print_logger(rounds, arguments.quick)

@@ -7,6 +7,7 @@ import warnings
 import keras
 
 from keras_weissi.grouping import scale_groups
+from keras_weissi.private import model_in_training
 from keras_weissi.rescaling import optimizer_of, state_of
 from keras_weissi.symmetry import balance
 
@@ -93,6 +94,12 @@ class ScaleBalancer(keras.callbacks.Callback):
     def __getstate__(self):
         # The groups hold the layers of the model, and are found again.
         return {**self.__dict__, "_groups": None}
+
+    def set_model(self, model):
+        """Takes the model of the `fit`, and lets go of the layers of another."""
+        if model is not model_in_training(self):
+            self._groups = None
+        super().set_model(model)
 
     def on_train_begin(self, logs=None):
         """Finds the scale groups, and raises if the model cannot be balanced."""

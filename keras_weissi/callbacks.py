@@ -114,6 +114,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         self._watched: list[Kernel] = []
         self._read = None
         self._read_key = None
+        self._penalties: list = []
         self._warned: set[tuple[str, str]] = set()
         self._is_first_epoch = False
         self._epoch = 0
@@ -125,8 +126,15 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     def __getstate__(self):
         # What is compiled can be neither copied nor pickled, and is made again.
-        left_out = {"_watched": [], "_read": None, "_read_key": None}
+        left_out = {"_watched": [], "_read": None, "_read_key": None, "_penalties": []}
         return {**self.__dict__, **left_out}
+
+    def set_model(self, model):
+        """Takes the model of the `fit`, and lets go of the kernels of another."""
+        if model is not model_in_training(self):
+            self._watched, self._penalties = [], []
+            self._read = self._read_key = None
+        super().set_model(model)
 
     def set_params(self, params):
         """Takes the parameters of the `fit`; `verbose` is for the bar."""
@@ -227,11 +235,14 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                 stacklevel=2,
             )
         watched = [kernel.variable for kernel in self._watched]
-        penalties = [(id(v), id(v.regularizer)) for v in model.trainable_variables]
-        key = (model.run_eagerly, *map(id, watched), *penalties)
+        penalties = [(v, v.regularizer) for v in model.trainable_variables]
+        ids = ((id(v), id(regularizer)) for v, regularizer in penalties)
+        key = (model.run_eagerly, *map(id, watched), *ids)
         if self._read is None or key != self._read_key:
             self._read = make_norm_reader(self._watched, model)
             self._read_key = key
+            # Held, so that no later regularizer is given the id of an earlier one.
+            self._penalties = penalties
             self._warned.clear()
         for name, message in outlooks(model, found):
             self._warn_once("limit", name, message)
