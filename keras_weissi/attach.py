@@ -104,6 +104,8 @@ def regularize(
     >>> [row.changed for row in report], len(model.losses)
     ([True], 1)
     """
+    _check_bool(include_normalized, "include_normalized")
+    _check_bool(replace, "replace")
     found = kernels_of_built(model, everything=True)
     found += _named_gammas(model, found, layers, regularizer)
     asked_for = None
@@ -176,6 +178,14 @@ def deregularize(model):
     _renew_steps(model)
     notes = {name: "WEISSI taken off" for name in names}
     return _report(found, names, notes)
+
+
+def _check_bool(value, name):
+    if not isinstance(value, bool):
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a bool. "
+            f"Received: {name}={value!r}"
+        )
 
 
 def _named_gammas(model, found, layers, regularizer):

@@ -89,8 +89,10 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         super().__init__()
         if layers is not None:
             validate_selection(layers)
-        is_count = isinstance(update_freq, numbers.Integral) and update_freq > 0
-        if update_freq != "epoch" and (not is_count or isinstance(update_freq, bool)):
+        is_epoch = isinstance(update_freq, str) and update_freq == "epoch"
+        is_int = isinstance(update_freq, numbers.Integral)
+        is_count = is_int and not isinstance(update_freq, bool) and update_freq > 0
+        if not (is_epoch or is_count):
             raise ValueError(
                 "Invalid value for argument `update_freq`. Expected 'epoch' or a "
                 f"positive int. Received: update_freq={update_freq!r}"

@@ -44,7 +44,8 @@ def largest_log_norm(classes):
         mean over the rows; it grows with the weights of the rows and of the loss.
 
     Raises:
-        ValueError: If `classes` is not an int of at least 2.
+        ValueError: If `classes` is not an int of at least 2, or is past the range of
+            floats.
 
     Example:
 
@@ -54,10 +55,10 @@ def largest_log_norm(classes):
     """
     from scipy.special import lambertw
 
-    if not isinstance(classes, numbers.Integral) or classes < 2:
+    if not isinstance(classes, numbers.Integral) or not 2 <= int(classes) <= 10**308:
         raise ValueError(
-            "Invalid value for argument `classes`. Expected an int of at least 2. "
-            f"Received: classes={classes!r}"
+            "Invalid value for argument `classes`. Expected an int of at least 2, and "
+            f"within the range of floats. Received: classes={classes!r}"
         )
     return float(lambertw((int(classes) - 1) / math.e).real)
 

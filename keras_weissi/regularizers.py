@@ -15,6 +15,10 @@ from keras import ops
 
 # The square of `min_norm` has to be a normal float32 number.
 _MIN_NORM_RANGE = (1e-18, 1e18)
+# With larger coefficients, float32 overflows on the way to the gradient, which for a
+# kernel below the floor goes through `coefficient / min_norm ** 2`.
+_LARGEST_COEFFICIENT = 1e12
+_LARGEST_SLOPE = 1e36
 
 
 @keras.saving.register_keras_serializable(package="keras_weissi")
@@ -41,9 +45,9 @@ class WEISSI(keras.regularizers.Regularizer):
     is no float32 number, count as 1.8e19.
 
     Args:
-        log_norm: float, at least 0. Coefficient of the log norm. 0 leaves the term
-            out. Defaults to `0.01`.
-        direction_l1: float, at least 0. Coefficient of the L1 norm of the
+        log_norm: float, from 0 to 1e12, and to `1e36 * min_norm ** 2`. Coefficient of
+            the log norm. 0 leaves the term out. Defaults to `0.01`.
+        direction_l1: float, in the same range. Coefficient of the L1 norm of the
             direction. 0 leaves the term out. Defaults to `0.0`.
         min_norm: float, from 1e-18 to 1e18, in the units of the norm. The norm
             below which the logarithm gives way to weight decay.
@@ -69,9 +73,10 @@ class WEISSI(keras.regularizers.Regularizer):
     """
 
     def __init__(self, log_norm=0.01, direction_l1=0.0, min_norm=0.1):
-        self.log_norm = _validate_coefficient(log_norm, "log_norm")
-        self.direction_l1 = _validate_coefficient(direction_l1, "direction_l1")
         self.min_norm = _validate_min_norm(min_norm)
+        most = min(_LARGEST_COEFFICIENT, _LARGEST_SLOPE * self.min_norm**2)
+        self.log_norm = _validate_coefficient(log_norm, "log_norm", most)
+        self.direction_l1 = _validate_coefficient(direction_l1, "direction_l1", most)
 
     def __call__(self, x):
         """Returns the penalty of the kernel `x` as a scalar tensor."""
@@ -174,8 +179,9 @@ def _sum_of_absolutes_own_gradient(x):
 
 def _validate_number(value, name, expected, is_valid):
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    # An int past the range of floats has no `float`.
-    if not is_number or abs(value) > 1e308 or not is_valid(float(value)):
+    # An int past the range of floats has no `float`; float16 has no 1e308.
+    is_large_int = isinstance(value, numbers.Rational) and abs(value) > 10**308
+    if not is_number or is_large_int or not is_valid(float(value)):
         raise ValueError(
             f"Invalid value for argument `{name}`. Expected {expected}. "
             f"Received: {name}={value!r}"
@@ -183,12 +189,12 @@ def _validate_number(value, name, expected, is_valid):
     return float(value)
 
 
-def _validate_coefficient(value, name):
+def _validate_coefficient(value, name, most):
     return _validate_number(
         value,
         name,
-        "a finite non-negative float",
-        lambda number: math.isfinite(number) and number >= 0.0,
+        f"a finite non-negative float, here up to {most:g}",
+        lambda number: 0.0 <= number <= most,
     )
 
 

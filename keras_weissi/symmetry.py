@@ -174,11 +174,14 @@ def balance(model, groups, optimizer=True):
     precision = max((_EPSILONS[dtype] for dtype in dtypes), default=0.0)
     if np.abs(changes).max(initial=0.0) <= max(8 * precision, _TOLERANCE):
         changes, logs = 0 * changes, 0 * logs
-    by_edge = dict(enumerate(np.exp(changes).tolist()))
+    # What is past the range of floats is refused later, if there is anything to scale.
+    with np.errstate(over="ignore", under="ignore"):
+        by_edge = dict(enumerate(np.exp(changes).tolist()))
+        factors = np.exp(logs).tolist()
     nodes = [GROUND] * len(groups.groups)
     for i, group in enumerate(groups.free):
         nodes[group.index] = i + 1
-    scales = [math.exp(logs[node]) for node in nodes]
+    scales = [factors[node] for node in nodes]
     notes = {}
     for i in range(len(groups.edges)):
         if norms[i] == 0.0:
@@ -257,7 +260,9 @@ def _factors_by_edge(factors, groups):
     named_by = {}
     for name, factor in factors.items():
         is_number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
-        if not is_number or not 0.0 < factor < math.inf:
+        # An int past the range of floats has no `float`.
+        is_large_int = isinstance(factor, numbers.Rational) and factor > 10**308
+        if not is_number or is_large_int or not 0.0 < float(factor) < math.inf:
             raise ValueError(
                 "Invalid value for argument `factors`. Expected finite floats above 0. "
                 f"Received: factors[{name!r}]={factor!r}"
@@ -311,16 +316,21 @@ def _group_scales(by_edge, groups):
                 scales[there] = scales[here] * factor
                 ways[there] = (*ways[here], i)
                 queue.append(there)
+                _check_scale(scales[there], groups.edges[i])
     for i, edge in enumerate(groups.edges):
         there = scales[edge.source] * by_edge.get(i, 1.0)
-        if not 0.0 < there < math.inf:
-            raise ValueError(
-                "Invalid value for argument `factors`. Expected products within the "
-                f"range of floats. Received: {there:g} at {edge.kernel.name!r}"
-            )
+        _check_scale(there, edge)
         if abs(there / scales[edge.target] - 1.0) > _TOLERANCE:
             raise ValueError(_disagreement(groups, scales, ways, i, there))
     return [scales[group.index] for group in groups.groups]
+
+
+def _check_scale(scale, edge):
+    if not 0.0 < scale < math.inf:
+        raise ValueError(
+            "Invalid value for argument `factors`. Expected products within the "
+            f"range of floats. Received: {scale:g} at {edge.kernel.name!r}"
+        )
 
 
 def _disagreement(groups, scales, ways, i, there):
