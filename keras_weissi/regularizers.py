@@ -106,16 +106,15 @@ class WEISSI(keras.regularizers.Regularizer):
         """
         floor = self.min_norm**2
         largest = float(np.finfo(keras.backend.standardize_dtype(square.dtype)).max)
-        floored = ops.clip(square, floor, largest)
+        floored = _bounded(square, floor, largest)
         terms = []
         if self.log_norm:
             decay = ops.relu(1.0 - square * (1.0 / floor))
             terms.append((ops.log(floored) - decay) * (0.5 * self.log_norm))
         if self.direction_l1:
-            # Not `minimum`, which on PyTorch turns float64 into float32.
-            ratio = ops.clip(absolute, 0.0, largest) / ops.sqrt(floored)
+            ratio = _bounded(absolute, 0.0, largest) / ops.sqrt(floored)
             # The bound, by Cauchy-Schwarz, is reached only where a sum overflowed.
-            terms.append(ops.clip(ratio, 0.0, size**0.5) * self.direction_l1)
+            terms.append(_bounded(ratio, 0.0, size**0.5) * self.direction_l1)
         return sum(terms[1:], terms[0])
 
     def get_config(self):
@@ -142,6 +141,14 @@ def _as_float_tensor(x):
     # In float16, squares overflow from 256 on. On TensorFlow the cast, which copies
     # nothing if the dtype is right, also turns a variable into a tensor.
     return ops.cast(x, "float64" if dtype == "float64" else "float32")
+
+
+def _bounded(x, low, high):
+    # Not `clip`, nor `minimum`: on PyTorch they round bounds of float64 to float32, and
+    # JAX halves the gradient of a number that is equal to one.
+    low = ops.convert_to_tensor(low, x.dtype)
+    high = ops.convert_to_tensor(high, x.dtype)
+    return ops.where(x < low, low, ops.where(x > high, high, x))
 
 
 # The two reductions. Each keeps to one pass over the kernel forward and one back:

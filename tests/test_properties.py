@@ -590,7 +590,7 @@ def two_ways():
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     model.fit(x, x[:, :2], verbose=0)
     state = [to_numpy(v.value) + 0 for v in model.optimizer.variables]
-    return model, x, model.get_weights(), state
+    return model, x, outputs_of(model, x), model.get_weights(), state
 
 
 def unchanged(model, weights, state):
@@ -624,8 +624,7 @@ consistent = st.builds(
     optimizer=st.booleans() | leaves,
 )
 def test_shift_scales_takes_or_refuses_any_arguments(factors, optimizer):
-    model, x, weights, state = made(two_ways)
-    outputs = outputs_of(model, x)
+    model, x, outputs, weights, state = made(two_ways)
     if not called(shift_scales, model, factors, optimizer):
         unchanged(model, weights, state)
         return
@@ -644,7 +643,7 @@ def test_shift_scales_takes_or_refuses_any_arguments(factors, optimizer):
     optimizer=st.booleans() | st.booleans() | leaves,
 )
 def test_balance_scales_takes_or_refuses_any_arguments(powers, optimizer):
-    model, _, weights, state = made(two_ways)
+    model, *_, weights, state = made(two_ways)
     kernels = [layer.kernel for layer in model.layers if layer.weights]
     for kernel, power in zip(kernels, powers, strict=True):
         kernel.assign(to_numpy(kernel.value) * np.float32(10.0**power))
