@@ -119,6 +119,8 @@ class Case:
             w = np.asarray(w, "float32")
         if dtype == "bfloat16":
             w = (w.view("uint32") & np.uint32(0xFFFF0000)).view("float32")
+        if dtype != "float64":
+            w = np.where(np.abs(w) < TINY, 0, w)
         self.exact = np.asarray(w, "float64")
         self.size = self.exact.size
         self.norm = float(np.sqrt(np.sum(self.exact**2)))
@@ -197,7 +199,7 @@ def expected_gradient(case, log_norm, direction_l1, min_norm):
 
 
 @examples(
-    1200,
+    600,
     wide={"drawn": settings_and_kernels(["float64"])},
     drawn=settings_and_kernels(NARROW),
 )
@@ -232,7 +234,7 @@ def test_value_and_gradient_are_finite_and_the_closed_form(drawn):
 
 
 @examples(
-    400,
+    250,
     wide={"drawn": settings_and_kernels(["float64"])},
     drawn=settings_and_kernels(NARROW),
 )
@@ -258,7 +260,7 @@ def shifts(draw, dtypes):
     return log_norm, direction_l1, 10.0**floor, Case(dtype, w * 10.0**before), power
 
 
-@examples(400, wide={"drawn": shifts(["float64"])}, drawn=shifts(NARROW))
+@examples(250, wide={"drawn": shifts(["float64"])}, drawn=shifts(NARROW))
 def test_a_power_of_two_adds_its_log_and_divides_the_gradient(drawn):
     log_norm, direction_l1, min_norm, case, power = drawn
     shifted = case.times(2.0**power)
@@ -291,7 +293,7 @@ def kernels_about_the_floor(draw, dtypes):
 
 
 @examples(
-    400,
+    250,
     wide={"drawn": kernels_about_the_floor(["float64"])},
     drawn=kernels_about_the_floor(NARROW),
 )
@@ -464,7 +466,7 @@ def called(function, *arguments, **named):
 
 
 @examples(
-    2000,
+    2500,
     config=json_values
     | st.dictionaries(
         st.sampled_from(["log_norm", "direction_l1", "min_norm"]),
@@ -535,7 +537,7 @@ choices = st.none() | st.sampled_from(NAMES[:8]) | st.lists(st.sampled_from(NAME
 
 
 @examples(
-    1500,
+    1200,
     regularizer=usual | junk,
     layers=choices | junk,
     include_normalized=st.booleans() | junk,
@@ -568,7 +570,7 @@ def test_regularize_refuses_what_is_no_model(model):
     assert not called(regularize, model, R)
 
 
-@examples(800, classes=st.integers(-5, 10**6) | numbers | junk)
+@examples(1000, classes=st.integers(-5, 10**6) | numbers | junk)
 def test_any_number_of_classes_is_taken_or_refused(classes):
     if called(largest_log_norm, classes):
         limit = largest_log_norm(classes)
@@ -617,7 +619,7 @@ consistent = st.builds(
 
 
 @examples(
-    700,
+    600,
     factors=consistent
     | st.dictionaries(st.sampled_from(["a", "b", "c", "d", "e", "out", 1]), factors)
     | junk,
@@ -636,7 +638,7 @@ def test_shift_scales_takes_or_refuses_any_arguments(factors, optimizer):
 
 
 @examples(
-    300,
+    200,
     powers=st.lists(st.floats(-38.0, 37.0), min_size=6, max_size=6)
     | st.lists(st.sampled_from([-38.0, 37.0]), min_size=6, max_size=6)
     | st.lists(st.floats(-3.0, 3.0), min_size=6, max_size=6),
@@ -660,7 +662,7 @@ def test_balance_scales_takes_or_refuses_any_arguments(powers, optimizer):
 
 
 @examples(
-    1000,
+    1500,
     layers=choices | junk,
     update_freq=st.just("epoch") | st.integers() | junk,
     progress_bar=st.booleans() | junk,
@@ -672,7 +674,7 @@ def test_a_logger_takes_or_refuses_any_arguments(layers, update_freq, progress_b
         assert isinstance(update_freq, str) or update_freq >= 1
 
 
-@examples(500, every=st.integers() | junk, optimizer=st.booleans() | junk)
+@examples(1000, every=st.integers() | junk, optimizer=st.booleans() | junk)
 def test_a_balancer_takes_or_refuses_any_arguments(every, optimizer):
     if called(ScaleBalancer, every, optimizer):
         assert type(optimizer) is bool and type(every) is not bool and every >= 1
