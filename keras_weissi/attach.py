@@ -30,6 +30,7 @@ from keras_weissi.tables import (
     format_regularizer,
     format_shape,
 )
+from keras_weissi.validation import check_bool
 
 _COLUMNS = {
     "name": str,
@@ -112,6 +113,8 @@ def regularize(
     >>> [row.changed for row in report], len(model.losses)
     ([True], 1)
     """
+    check_bool(include_normalized, "include_normalized")
+    check_bool(replace, "replace")
     found = kernels_of_built(model, everything=True)
     found += _named_gammas(model, found, layers, regularizer)
     asked_for = None

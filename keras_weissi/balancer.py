@@ -1,7 +1,6 @@
 """A callback for `fit` that keeps the norms of the kernels balanced."""
 
 import math
-import numbers
 import warnings
 
 import keras
@@ -10,6 +9,7 @@ from keras_weissi.grouping import scale_groups
 from keras_weissi.private import model_in_training
 from keras_weissi.rescaling import optimizer_of, state_of
 from keras_weissi.symmetry import balance
+from keras_weissi.validation import check_bool, invalid, is_count
 
 
 class ScaleBalancer(keras.callbacks.Callback):
@@ -75,17 +75,9 @@ class ScaleBalancer(keras.callbacks.Callback):
 
     def __init__(self, every: int = 1, optimizer: bool = True) -> None:
         super().__init__()
-        is_count = isinstance(every, numbers.Integral) and not isinstance(every, bool)
-        if not is_count or every < 1:
-            raise ValueError(
-                "Invalid value for argument `every`. Expected a positive int. "
-                f"Received: every={every!r}"
-            )
-        if not isinstance(optimizer, bool):
-            raise ValueError(
-                "Invalid value for argument `optimizer`. Expected a bool. "
-                f"Received: optimizer={optimizer!r}"
-            )
+        if not is_count(every):
+            raise invalid("every", "a positive int", every)
+        check_bool(optimizer, "optimizer")
         self.every = every
         self.optimizer = optimizer
         self.record: list[dict[str, float]] = []

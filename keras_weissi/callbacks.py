@@ -1,7 +1,6 @@
 """A callback for `fit` that shows the norms of the kernels."""
 
 import collections
-import numbers
 import os
 import threading
 import warnings
@@ -17,6 +16,7 @@ from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import Layers, select_kernels, validate_selection
 from keras_weissi.tables import write_csv
+from keras_weissi.validation import check_bool, invalid, is_count
 
 
 class NormLogger(keras.callbacks.ProgbarLogger):
@@ -93,17 +93,10 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         super().__init__()
         if layers is not None:
             validate_selection(layers)
-        is_count = isinstance(update_freq, numbers.Integral) and update_freq > 0
-        if update_freq != "epoch" and (not is_count or isinstance(update_freq, bool)):
-            raise ValueError(
-                "Invalid value for argument `update_freq`. Expected 'epoch' or a "
-                f"positive int. Received: update_freq={update_freq!r}"
-            )
-        if not isinstance(progress_bar, bool):
-            raise ValueError(
-                "Invalid value for argument `progress_bar`. Expected a bool. "
-                f"Received: progress_bar={progress_bar!r}"
-            )
+        is_epoch = isinstance(update_freq, str) and update_freq == "epoch"
+        if not (is_epoch or is_count(update_freq)):
+            raise invalid("update_freq", "'epoch' or a positive int", update_freq)
+        check_bool(progress_bar, "progress_bar")
         self.layers = layers
         self.update_freq = update_freq
         self.progress_bar = progress_bar

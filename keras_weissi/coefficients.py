@@ -12,6 +12,7 @@ from keras_weissi.norms import kernels, layers_of
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.solve import GROUND, nearest_flow
 from keras_weissi.tables import KernelTable, format_norm, format_regularizer
+from keras_weissi.validation import check_bool
 
 _LEFT_OUT = 0.0
 
@@ -118,11 +119,7 @@ def invariant_coefficients(
     False
     >>> report = regularize(model, {k: WEISSI(0.1 * v) for k, v in c.items()})
     """
-    if not isinstance(include_normalized, bool):
-        raise ValueError(
-            "Invalid value for argument `include_normalized`. Expected a bool. "
-            f"Received: include_normalized={include_normalized!r}"
-        )
+    check_bool(include_normalized, "include_normalized")
     groups = scale_groups(model)
     graph = Graph(layers_of(model))
     edges = groups.edges

@@ -7,6 +7,7 @@ import keras
 
 from keras_weissi.graph import output_layer
 from keras_weissi.regularizers import WEISSI
+from keras_weissi.validation import invalid
 
 # The part of the largest coefficient above which networks have been seen to collapse,
 # see the table of cliffs in `benchmarks/results/RESULTS.md`.
@@ -47,7 +48,8 @@ def largest_log_norm(classes: int) -> float:
         mean over the rows; it grows with the weights of the rows and of the loss.
 
     Raises:
-        ValueError: If `classes` is not an int of at least 2.
+        ValueError: If `classes` is not an int of at least 2, or is past the range of
+            floats.
 
     Example:
 
@@ -57,11 +59,9 @@ def largest_log_norm(classes: int) -> float:
     """
     from scipy.special import lambertw
 
-    if not isinstance(classes, numbers.Integral) or classes < 2:
-        raise ValueError(
-            "Invalid value for argument `classes`. Expected an int of at least 2. "
-            f"Received: classes={classes!r}"
-        )
+    if not isinstance(classes, numbers.Integral) or not 2 <= int(classes) <= 10**308:
+        expected = "an int of at least 2, and within the range of floats"
+        raise invalid("classes", expected, classes)
     return float(lambertw((int(classes) - 1) / math.e).real)
 
 

@@ -3,7 +3,8 @@
 import collections
 import difflib
 import math
-import numbers
+
+from keras_weissi.validation import as_number
 
 # How far from 1 a product of factors may be and still count as 1.
 TOLERANCE = 1e-12
@@ -19,8 +20,8 @@ def factors_by_edge(factors, groups):
     by_edge = {}
     named_by = {}
     for name, factor in factors.items():
-        is_number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
-        if not is_number or not 0.0 < factor < math.inf:
+        number = as_number(factor)
+        if number is None or not 0.0 < number < math.inf:
             raise ValueError(
                 "Invalid value for argument `factors`. Expected finite floats above 0. "
                 f"Received: factors[{name!r}]={factor!r}"
@@ -49,7 +50,7 @@ def factors_by_edge(factors, groups):
                     f"{named_by[i]!r} and {name!r}"
                 )
             named_by[i] = name
-            by_edge[i] = float(factor) ** (1 / len(matches))
+            by_edge[i] = number ** (1 / len(matches))
     return by_edge
 
 
@@ -74,16 +75,21 @@ def group_scales(by_edge, groups):
                 scales[there] = scales[here] * factor
                 ways[there] = (*ways[here], i)
                 queue.append(there)
+                _check_scale(scales[there], groups.edges[i])
     for i, edge in enumerate(groups.edges):
         there = scales[edge.source] * by_edge.get(i, 1.0)
-        if not 0.0 < there < math.inf:
-            raise ValueError(
-                "Invalid value for argument `factors`. Expected products within the "
-                f"range of floats. Received: {there:g} at {edge.kernel.name!r}"
-            )
+        _check_scale(there, edge)
         if abs(there / scales[edge.target] - 1.0) > TOLERANCE:
             raise ValueError(_disagreement(groups, scales, ways, i, there))
     return [scales[group.index] for group in groups.groups]
+
+
+def _check_scale(scale, edge):
+    if not 0.0 < scale < math.inf:
+        raise ValueError(
+            "Invalid value for argument `factors`. Expected products within the "
+            f"range of floats. Received: {scale:g} at {edge.kernel.name!r}"
+        )
 
 
 def _disagreement(groups, scales, ways, i, there):

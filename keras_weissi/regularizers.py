@@ -7,15 +7,20 @@ alone, which such a shift leaves as it is.
 """
 
 import math
-import numbers
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_weissi.validation import as_number, invalid
+
 # The square of `min_norm` has to be a normal float32 number.
 _MIN_NORM_RANGE = (1e-18, 1e18)
+# With larger coefficients, float32 overflows on the way to the gradient, which for a
+# kernel below the floor goes through `coefficient / min_norm ** 2`.
+_LARGEST_COEFFICIENT = 1e12
+_LARGEST_SLOPE = 1e36
 
 
 @keras.saving.register_keras_serializable(package="keras_weissi")
@@ -42,9 +47,9 @@ class WEISSI(keras.regularizers.Regularizer):
     is no float32 number, count as 1.8e19.
 
     Args:
-        log_norm: float, at least 0. Coefficient of the log norm. 0 leaves the term
-            out. Defaults to `0.01`.
-        direction_l1: float, at least 0. Coefficient of the L1 norm of the
+        log_norm: float, from 0 to 1e12, and to `1e36 * min_norm ** 2`. Coefficient of
+            the log norm. 0 leaves the term out. Defaults to `0.01`.
+        direction_l1: float, in the same range. Coefficient of the L1 norm of the
             direction. 0 leaves the term out. Defaults to `0.0`.
         min_norm: float, from 1e-18 to 1e18, in the units of the norm. The norm
             below which the logarithm gives way to weight decay.
@@ -72,9 +77,10 @@ class WEISSI(keras.regularizers.Regularizer):
     def __init__(
         self, log_norm: float = 0.01, direction_l1: float = 0.0, min_norm: float = 0.1
     ) -> None:
-        self.log_norm = _validate_coefficient(log_norm, "log_norm")
-        self.direction_l1 = _validate_coefficient(direction_l1, "direction_l1")
         self.min_norm = _validate_min_norm(min_norm)
+        most = min(_LARGEST_COEFFICIENT, _LARGEST_SLOPE * self.min_norm**2)
+        self.log_norm = _validate_coefficient(log_norm, "log_norm", most)
+        self.direction_l1 = _validate_coefficient(direction_l1, "direction_l1", most)
 
     def __call__(self, x: Any) -> Any:
         """Returns the penalty of the kernel `x` as a scalar tensor."""
@@ -106,16 +112,15 @@ class WEISSI(keras.regularizers.Regularizer):
         """
         floor = self.min_norm**2
         largest = float(np.finfo(keras.backend.standardize_dtype(square.dtype)).max)
-        floored = ops.clip(square, floor, largest)
+        floored = _bounded(square, floor, largest)
         terms = []
         if self.log_norm:
             decay = ops.relu(1.0 - square * (1.0 / floor))
             terms.append((ops.log(floored) - decay) * (0.5 * self.log_norm))
         if self.direction_l1:
-            # Not `minimum`, which on PyTorch turns float64 into float32.
-            ratio = ops.clip(absolute, 0.0, largest) / ops.sqrt(floored)
+            ratio = _bounded(absolute, 0.0, largest) / ops.sqrt(floored)
             # The bound, by Cauchy-Schwarz, is reached only where a sum overflowed.
-            terms.append(ops.clip(ratio, 0.0, size**0.5) * self.direction_l1)
+            terms.append(_bounded(ratio, 0.0, size**0.5) * self.direction_l1)
         return sum(terms[1:], terms[0])
 
     def get_config(self) -> dict[str, float]:
@@ -142,6 +147,14 @@ def _as_float_tensor(x):
     # In float16, squares overflow from 256 on. On TensorFlow the cast, which copies
     # nothing if the dtype is right, also turns a variable into a tensor.
     return ops.cast(x, "float64" if dtype == "float64" else "float32")
+
+
+def _bounded(x, low, high):
+    # Not `clip`, nor `minimum`: on PyTorch they round bounds of float64 to float32, and
+    # JAX halves the gradient of a number that is equal to one.
+    low = ops.convert_to_tensor(low, x.dtype)
+    high = ops.convert_to_tensor(high, x.dtype)
+    return ops.where(x < low, low, ops.where(x > high, high, x))
 
 
 # The two reductions. Each keeps to one pass over the kernel forward and one back:
@@ -178,22 +191,18 @@ def _sum_of_absolutes_own_gradient(x):
 
 
 def _validate_number(value, name, expected, is_valid):
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    # An int past the range of floats has no `float`.
-    if not is_number or abs(value) > 1e308 or not is_valid(float(value)):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected {expected}. "
-            f"Received: {name}={value!r}"
-        )
-    return float(value)
+    number = as_number(value)
+    if number is None or not is_valid(number):
+        raise invalid(name, expected, value)
+    return number
 
 
-def _validate_coefficient(value, name):
+def _validate_coefficient(value, name, most):
     return _validate_number(
         value,
         name,
-        "a finite non-negative float",
-        lambda number: math.isfinite(number) and number >= 0.0,
+        f"a finite non-negative float, here up to {most:g}",
+        lambda number: 0.0 <= number <= most,
     )
 
 

@@ -156,7 +156,13 @@ def _as_regularizer(value, name, or_none=False):
     if value is None and or_none:
         return None
     if isinstance(value, str):
-        value = keras.regularizers.get(value)
+        try:
+            value = keras.regularizers.get(value)
+        except ValueError as error:
+            raise ValueError(
+                f"Invalid value for argument `{name}`. Expected a regularizer, or the "
+                f"name of one of Keras's own. Received: {value!r}"
+            ) from error
     if not isinstance(value, keras.regularizers.Regularizer):
         raise ValueError(
             f"Invalid value for argument `{name}`. Expected a "

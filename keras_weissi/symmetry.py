@@ -177,11 +177,14 @@ def balance(model, groups, optimizer=True):
     precision = max((_EPSILONS[dtype] for dtype in dtypes), default=0.0)
     if np.abs(changes).max(initial=0.0) <= max(8 * precision, TOLERANCE):
         changes, logs = 0 * changes, 0 * logs
-    by_edge = dict(enumerate(np.exp(changes).tolist()))
+    # What is past the range of floats is refused later, if there is anything to scale.
+    with np.errstate(over="ignore", under="ignore"):
+        by_edge = dict(enumerate(np.exp(changes).tolist()))
+        factors = np.exp(logs).tolist()
     nodes = [GROUND] * len(groups.groups)
     for i, group in enumerate(groups.free):
         nodes[group.index] = i + 1
-    scales = [math.exp(logs[node]) for node in nodes]
+    scales = [factors[node] for node in nodes]
     notes = {}
     for i in range(len(groups.edges)):
         if norms[i] == 0.0:
