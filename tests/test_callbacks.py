@@ -130,7 +130,7 @@ def test_bad_layers(layers):
         NormLogger(layers)
 
 
-@pytest.mark.parametrize("update_freq", [0, -1, 1.5, True, None, "batch"])
+@pytest.mark.parametrize("update_freq", [0, -1, 1.5, True, None, "batch", np.arange(2)])
 def test_bad_update_freq(update_freq):
     with pytest.raises(ValueError, match="Invalid value for argument `update_freq`"):
         NormLogger(update_freq=update_freq)

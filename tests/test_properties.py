@@ -561,6 +561,7 @@ def test_regularize_takes_or_refuses_any_arguments(regularizer, others, **argume
         else:
             assert type(arguments["include_normalized"]) is bool
             assert type(arguments["replace"]) is bool
+            assert not any(isinstance(v.regularizer, Refusing) for v in model.weights)
         for before, after in zip(weights, model.get_weights(), strict=True):
             np.testing.assert_array_equal(before, after)
     finally:

@@ -181,6 +181,40 @@ def test_min_norm_has_to_have_a_square_in_float32(value):
         WEISSI(min_norm=value)
 
 
+@pytest.mark.parametrize("name", ["log_norm", "direction_l1"])
+@pytest.mark.parametrize("min_norm, most", [(1e18, 1e12), (0.1, 1e12), (1e-18, 1.0)])
+@pytest.mark.parametrize("norm", [0.0, 0.5, 2.0, 1e9])
+def test_the_largest_coefficients_have_finite_gradients(name, min_norm, most, norm):
+    with pytest.raises(ValueError, match=f"`{name}`.*non-negative float, here up to"):
+        WEISSI(**{name: most * 1.01, "min_norm": min_norm})
+    regularizer = WEISSI(
+        **{"log_norm": 0.0, name: most * 0.999, "min_norm": min_norm},
+    )
+    value, gradient = value_and_gradient(regularizer, kernel(norm=norm * min_norm))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_gradient_at_the_floor_is_that_of_the_logarithm(dtype):
+    w = np.array([[0.0, 0.5]], dtype)
+    with float64():
+        value, gradient = value_and_gradient(WEISSI(0.3, min_norm=0.5), w)
+    np.testing.assert_allclose(value, 0.3 * math.log(0.5), rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0.0, 0.6]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.05, 0.2, 1e200])
+def test_the_bounds_of_float64_are_not_rounded(norm):
+    w = kernel(norm=norm, dtype="float64")
+    with float64():
+        value, gradient = value_and_gradient(WEISSI(0.3, 0.2), w)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    if norm < 1:
+        assert float(value) == pytest.approx(reference_penalty(w, 0.3, 0.2), rel=1e-13)
+    else:  # the square of the norm overflows
+        assert float(value) <= 0.3 * 355 + 0.2 * math.sqrt(w.size) * 1.001
+
+
 def test_integer_tensors_are_refused():
     with pytest.raises(ValueError, match="floating-point tensor. Received: x of dtype"):
         WEISSI()(np.ones((2, 3), "int32"))

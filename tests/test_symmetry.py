@@ -517,3 +517,40 @@ def test_the_first_update_in_float64():
             weights_of(model), before, weights, old, strict=True
         ):
             assert relative_error(after - was, new - then) < 1e-6
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("power", [1e-200, 1e200, 10**400])
+def test_products_out_of_range_are_refused_on_any_way(swapped, power):
+    inputs = keras.Input((4,))
+    short = layers.Dense(3, name="b")(layers.Dense(3, name="a")(inputs))
+    long = layers.Dense(3, name="d")(layers.Dense(3, name="c")(inputs))
+    ends = [short, layers.Dense(3, name="e")(long)]
+    x = layers.add(ends[::-1] if swapped else ends)
+    model = keras.Model(inputs, layers.Dense(2, name="out")(x))
+    weights = weights_of(model)
+    with pytest.raises(ValueError, match="`factors`. Expected .*Received: "):
+        shift_scales(model, {"a": power, "b": power})
+    for before, after in zip(weights, weights_of(model), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_scales_out_of_range_are_refused_if_there_is_a_bias(bias):
+    chain = [layers.Dense(1) for _ in range(40)]
+    model = keras.Sequential([keras.Input((1,)), *chain])
+    for i, layer in enumerate(chain):
+        power = 1e-30 if i < 20 else 1e30
+        layer.set_weights([np.full((1, 1), power), np.full((1,), bias)])
+    weights = weights_of(model)
+    if bias:
+        with pytest.raises(
+            ValueError, match="Cannot multiply .*bias.*range of float32"
+        ):
+            balance_scales(model)
+        for before, after in zip(weights, weights_of(model), strict=True):
+            np.testing.assert_array_equal(before, after)
+    else:
+        balance_scales(model)
+        norms = [to_numpy(layer.kernel).item() for layer in chain]
+        np.testing.assert_allclose(norms, 1.0, rtol=1e-5)
