@@ -258,11 +258,14 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     def _batches_until(self, batch):
         # Under `steps_per_execution`, `batch` is the last of those executed together,
-        # or, before Keras 3.9, the first.
+        # or, before Keras 3.9, the first. At the end of an epoch there may be fewer
+        # of them than Keras says.
         together = getattr(model_in_training(self), "steps_per_execution", 1)
         if together > 1 and batch % together == 0:
-            return min(batch + together, self.params.get("steps") or batch + together)
-        return batch + 1
+            done = batch + together
+        else:
+            done = batch + 1
+        return min(done, self.params.get("steps") or done)
 
     def _record_batch(self, batch):
         if threading.get_ident() != self._thread:

@@ -70,16 +70,27 @@ def write_csv(rows, path):
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"Cannot write {path}: there is no folder {folder}")
-    temporary = f"{path}.{os.getpid()}.tmp"
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"Cannot write {path}: it is a folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        # A device or a pipe, such as /dev/stdout, must not be replaced by a file.
+        target = temporary = path
+    else:
+        target = os.path.realpath(path)  # what a link stands for, not the link
+        temporary = f"{target}.{os.getpid()}.tmp"
     try:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
+        if temporary != target:
+            os.replace(temporary, target)
+    except BaseException as error:
+        if temporary != target and os.path.lexists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            # A full disk does not say which file there is no space for.
+            error.filename, error.filename2 = path, None
         raise
 
 
