@@ -105,7 +105,11 @@ for layer in model.layers:
 
 def read_csv(path):
     with open(path, newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        # Keras's CSVLogger fills in columns for a validation that there was not.
+        return [
+            {k: float(v) for k, v in row.items() if v not in ("", "NA")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def assert_rows_equal(rows, expected, without=()):
@@ -270,7 +274,9 @@ def test_a_link_stays_a_link(tmp_path):
 def test_a_kernel_that_explodes_is_named_in_that_epoch(broken, batch_size):
     """One step at this rate gives infinity, four give NaN."""
     model = make_model()
-    rate = keras.callbacks.LearningRateScheduler(lambda e: 3e38 if e == broken else 0.1)
+    rate = keras.callbacks.LearningRateScheduler(
+        lambda e: 3e38 if e == broken else 1e-9
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         watch = Watch(caught)
@@ -458,13 +464,12 @@ def test_what_is_saved_loads_safely_elsewhere(build, tmp_path):
     assert b"__lambda__" not in members["config.json"]
     program = """
 import json, pickle, sys
+import keras, keras_weissi
 
 def refuse(*arguments, **keywords):
     raise RuntimeError("unpickled")
 
 pickle.load = pickle.loads = pickle.Unpickler = refuse
-import keras, keras_weissi
-keras.config.disable_unsafe_deserialization = None
 model = keras.models.load_model(sys.argv[1], safe_mode=True)
 losses = [float(keras.ops.convert_to_numpy(loss)) for loss in model.losses]
 print("losses:", json.dumps(losses))
