@@ -27,9 +27,9 @@ def test_applications(name, tmp_path):
     model = build(name)
     # Found by their shapes: nothing else in these models has a rank above 1.
     matrices = [w for w in model.weights if len(w.shape) > 1]
-    start = time.thread_time()
+    start = time.process_time()
     report = regularize(model, WEISSI(0.01))
-    assert time.thread_time() - start < 1
+    assert time.process_time() - start < 1
     assert sorted(row.shape for row in report) == sorted(
         tuple(w.shape) for w in matrices
     )
@@ -65,9 +65,9 @@ def test_a_thousand_layers_take_under_two_seconds():
         for _ in range(1000):
             x = layers.Dense(4)(x)
         model = keras.Model(inputs, x)
-        start = time.thread_time()
+        start = time.process_time()
         report = regularize(model, WEISSI(0.01))
-        assert time.thread_time() - start < 2
+        assert time.process_time() - start < 2
     finally:
         sys.setrecursionlimit(limit)
     assert sum(row.changed for row in report) == 1000
