@@ -77,20 +77,21 @@ def balanced_log_scales(count, sources, targets, log_norms):
         ).x
     # The value is flat to rounding long before every group is balanced, a small one
     # beside large ones above all: from here on, each is measured by its own kernels.
-    for _ in range(_NEWTON_STEPS):
-        p = weights(solution)[0]
-        size = np.abs(incidence.T) @ p
-        excess = incidence.T @ p
-        off = np.abs(excess / size).max()
-        if off < 1e-14:
-            break
-        root = np.sqrt(size)
-        scaled = np.sqrt(p)[:, None] * incidence / root
-        try:
-            step = np.linalg.solve(2 * scaled.T @ scaled, excess / root) / root
-        except np.linalg.LinAlgError:
-            break
-        solution = solution - np.clip(step, -1.0, 1.0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 of norms too far apart ends in NaN
+        for _ in range(_NEWTON_STEPS):
+            p = weights(solution)[0]
+            size = np.abs(incidence.T) @ p
+            excess = incidence.T @ p
+            off = np.abs(excess / size).max()
+            if off < 1e-14:
+                break
+            root = np.sqrt(size)
+            scaled = np.sqrt(p)[:, None] * incidence / root
+            try:
+                step = np.linalg.solve(2 * scaled.T @ scaled, excess / root) / root
+            except np.linalg.LinAlgError:
+                break
+            solution = solution - np.clip(step, -1.0, 1.0)
     if not off < 1e-9:
         raise RuntimeError(
             f"The balanced scales were not found: a group is off by {off:.1e}"

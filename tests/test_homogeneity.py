@@ -61,7 +61,7 @@ def outputs_at(model, *scales):
     ]
     scales = scales or (1.0,) * len(inputs)
     inputs = [c * x for c, x in zip(scales, inputs, strict=True)]
-    outputs = model(inputs if len(inputs) > 1 else inputs[0])
+    outputs = model(inputs)
     return [to_numpy(x) for x in keras.tree.flatten(outputs)]
 
 

@@ -257,20 +257,32 @@ def test_callbacks_that_live_on_let_a_model_go(to):
 SEARCH = """
 import gc, json, sys, weakref
 import keras, numpy as np
-from keras import layers
+from keras import layers, ops
 from keras_weissi import WEISSI, NormLogger, ScaleBalancer, regularize
 
 warm_up, builds, has_ours = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "ours"
 x = np.random.default_rng(0).normal(size=(16, 256)).astype("float32")
+
+class Norms(keras.callbacks.Callback):
+    # What any callback does that computes something of the kernels in one call.
+    def on_epoch_end(self, epoch, logs=None):
+        kernels = [layer.kernel for layer in self.model.layers]
+        norms = lambda: ops.stack([ops.norm(kernel) for kernel in kernels])
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+            norms = tf.function(norms, autograph=False)
+        ops.convert_to_numpy(norms())
 
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1])
 
 def trial():
-    hidden = layers.Dense(256, "relu")
-    model = keras.Sequential([keras.Input((256,)), hidden, layers.Dense(1)])
-    callbacks = []
+    kind = None if has_ours else keras.regularizers.L1L2(0.01, 0.01)
+    hidden = layers.Dense(256, "relu", kernel_regularizer=kind)
+    last = layers.Dense(1, kernel_regularizer=kind)
+    model = keras.Sequential([keras.Input((256,)), hidden, last])
+    callbacks = [Norms(), Norms()]
     if has_ours:
         regularize(model, WEISSI(0.01))
         callbacks = [ScaleBalancer(), NormLogger()]
@@ -285,26 +297,31 @@ for _ in range(builds):
     gc.collect()
     pages.append(resident())
 left = sum(ref() is not None for ref in alive)
-growth = pages[-1] / pages[warm_up - 1] - 1
+growth = (pages[-1] / pages[warm_up - 1] - 1) / (builds - warm_up)
 print(json.dumps({"growth": growth, "left": left}))
 """
 
 
 @pytest.mark.slow
 def test_a_search_over_200_models_does_not_fill_the_memory():
-    def search(which):
-        process = run_python("-W", "ignore", "-c", SEARCH, 50, 200, which, timeout=1200)
+    def search(which, builds):
+        process = run_python(
+            "-W", "ignore", "-c", SEARCH, 50, builds, which, timeout=1200
+        )
         assert process.returncode == 0, process.stderr[-3000:]
         return json.loads(process.stdout.splitlines()[-1])
 
-    ours = search("ours")
+    ours = search("ours", 200)
     print(BACKEND, "ours", ours)
     assert ours["left"] == 0
-    # Keras's own growth, above all on TensorFlow, is not ours.
-    if ours["growth"] >= 0.05:
-        without = search("none")
-        print(BACKEND, "none", without)
-        assert ours["growth"] < without["growth"] + 0.05
+    # TensorFlow never gives back all of what a compiled function took: there, no more
+    # than L1L2 and callbacks of the plainest kind.
+    if BACKEND != "tensorflow":
+        assert ours["growth"] < 0.05 / 150
+    else:
+        keras_own = search("keras", 100)
+        print(BACKEND, "keras", keras_own)
+        assert ours["growth"] < 1.2 * keras_own["growth"]
 
 
 def records_of(data):
