@@ -146,9 +146,10 @@ def regularize(
                     refused.append(name)
     check_attention(found, plan, notes, refused)
     _check_calls(found, plan)
+    # Before the model is changed: a warning may be made an error.
+    _warn(found, plan, notes, refused)
     set_all([(kernel, plan[kernel.name]) for kernel in found if kernel.name in plan])
     _renew_steps(model)
-    _warn(found, plan, notes, refused)
     return _report(found, set(plan), notes)
 
 

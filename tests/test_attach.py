@@ -1,4 +1,5 @@
 import pickle
+import warnings
 
 import keras
 import numpy as np
@@ -185,6 +186,16 @@ def test_a_change_of_strength_takes_effect_after_a_fit():
     assert losses[1] == pytest.approx(penalty_of(model), rel=1e-3)
     deregularize(model)
     assert fit(model)["loss"][0] == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_warning_made_an_error_leaves_the_model_as_it_was():
+    model = make_model("l2", None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="were left as they were"):
+            regularize(model, R)
+    assert len(model.losses) == 1
+    assert model.get_layer("h1").kernel_regularizer is None
 
 
 def test_other_regularizers_stay_unless_replaced():
