@@ -9,7 +9,7 @@ import pytest
 from helpers import BACKEND, ROOT, float64, reference_penalty, to_numpy
 from keras import layers
 
-from keras_weissi import WEISSI, NormLogger
+from keras_weissi import WEISSI, NormLogger, ScaleBalancer
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X[:, :1] - 0.5 * X[:, 1:2]
@@ -358,12 +358,51 @@ def test_a_custom_train_step(run_eagerly):
     assert_logged(rows, train_by_hand(start)[0], 1e-5)
 
 
-def test_the_documented_loops_train_and_log():
+def documented_loop():
+    """What all loops of the document begin with, and the one of this backend."""
     text = (ROOT / "docs" / "custom-loops.md").read_text()
     first, *loops = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     own = {"tensorflow": "import tensorflow", "jax": "import jax", "torch": "import to"}
     assert len(loops) == 3
     (loop,) = [loop for loop in loops if loop.startswith(own[BACKEND])]
+    return first, loop
+
+
+def test_a_documented_loop_balances_as_fit_does():
+    first, loop = documented_loop()
+    loops = []
+    for _ in range(2):
+        keras.utils.set_random_seed(0)
+        scope = {"ScaleBalancer": ScaleBalancer}
+        changed = first.replace("SGD(0.05)", "SGD(0.05, momentum=0.9)")
+        changed = changed.replace("[logger,", "[ScaleBalancer(), logger,")
+        assert changed.count("momentum") == changed.count("ScaleBalancer") == 1
+        exec(changed, scope)
+        loops.append(scope)
+    own, fitted = loops
+    own["model"].compile(own["optimizer"])
+    exec(loop, own)
+    fitted["model"].compile(fitted["optimizer"], "mse")
+    fitted["model"].fit(
+        fitted["x"],
+        fitted["y"],
+        16,
+        fitted["epochs"],
+        verbose=0,
+        shuffle=False,
+        callbacks=fitted["callbacks"].callbacks,
+    )
+    assert own["history"].history["scale_shift"][0] > 0.01
+    for key in ("scale_shift", "norm/hidden", "norm/out", "regularization_loss"):
+        np.testing.assert_allclose(
+            own["history"].history[key], fitted["history"].history[key], 1e-4, 1e-6
+        )
+    for one, other in zip(*(values_of(s["model"]) for s in loops), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_documented_loops_train_and_log():
+    first, loop = documented_loop()
     scope = {}
     exec(first, scope)
     start = values_of(scope["model"])
