@@ -75,10 +75,8 @@ def plot_norms(
         linewidth=2,
         marker=marker,
     )
-    low, high = product_ax.get_ylim()
     # Less than a decade would make a mountain of a few percent.
-    missing = max(0.0, 1.0 - (high - low))
-    product_ax.set_ylim(low - missing / 2, high + missing / 2)
+    product_ax.set_ylim(_at_least(1.0, product_ax.get_ylim()))
     product_ax.yaxis.set_major_formatter(
         lambda value, _: f"{10**value:,.0f}" if 1 < value < 6 else f"$10^{{{value:g}}}$"
     )
@@ -90,6 +88,7 @@ def plot_norms(
         ax.plot([], [], color=colors[0], label=f"{first} (first of {len(norms)})")
         ax.plot([], [], color=colors[-1], label=f"{last} (last)")
     ax.set_yscale("log")
+    ax.set_ylim(10.0 ** _at_least(0.3, np.log10(ax.get_ylim())))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(LogFormatter())
     ax.set_xlabel("epoch")
@@ -150,6 +149,12 @@ def _continuous_epochs(rows):
         np.interp(row["step"], steps, epochs) if position is None else position
         for row, position in zip(rows, positions, strict=True)
     ]
+
+
+def _at_least(extent, limits):
+    low, high = limits
+    missing = max(0.0, extent - (high - low)) / 2
+    return np.array([low - missing, high + missing])
 
 
 def _finite(values):

@@ -82,3 +82,18 @@ def test_values_that_no_log_axis_can_show_are_gaps():
 def test_a_source_without_norms_is_refused(source):
     with pytest.raises(ValueError, match="argument `source`. Expected a NormLogger"):
         plot_norms(source)
+
+
+@pytest.mark.parametrize("growth", [1.0, 1.0005, 1.05, 1.6, 1e9])
+def test_no_two_ticks_have_the_same_label(growth):
+    norms = np.geomspace(6.068, 6.068 * growth, 5)
+    source = {"norm/only": list(norms), "log_norm_product": list(np.log(norms))}
+    ax = plot_norms(source)
+    ax.figure.canvas.draw()
+    low, high = ax.get_ylim()
+    assert low < norms[0] and norms[-1] < high
+    for axis in (ax.yaxis, ax.figure.axes[1].yaxis):
+        labels = [
+            t.get_text() for t in axis.get_ticklabels(which="both") if t.get_text()
+        ]
+        assert len(labels) == len(set(labels)) > 1
