@@ -14,6 +14,7 @@ import keras
 from keras_weissi.graph import Graph
 from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.norms import gammas, host_norm, kernels_of_built, layers_of
+from keras_weissi.private import regularizers_kept_by
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import (
     Layers,
@@ -181,9 +182,8 @@ def deregularize(model: keras.Model) -> KernelTable:
         for variable in layer.weights:
             if isinstance(variable.regularizer, WEISSI):
                 variable.regularizer = None
-        # Not just those that `regularize` set: LoRA and quantization copy them.
-        for name, value in list(vars(layer).items()):
-            if name.endswith("regularizer") and isinstance(value, WEISSI):
+        for name, value in regularizers_kept_by(layer).items():
+            if isinstance(value, WEISSI):
                 setattr(layer, name, None)
     _renew_steps(model)
     notes = {name: "WEISSI taken off" for name in names}

@@ -6,7 +6,6 @@ import warnings
 import keras
 
 from keras_weissi.grouping import scale_groups
-from keras_weissi.private import model_in_training
 from keras_weissi.rescaling import optimizer_of, state_of
 from keras_weissi.symmetry import balance
 from keras_weissi.validation import check_bool, invalid, is_count
@@ -81,23 +80,13 @@ class ScaleBalancer(keras.callbacks.Callback):
         self.every = every
         self.optimizer = optimizer
         self.record: list[dict[str, float]] = []
-        self._groups = None
-
-    def __getstate__(self):
-        # The groups hold the layers of the model, and are found again.
-        return {**self.__dict__, "_groups": None}
-
-    def set_model(self, model):
-        """Takes the model of the `fit`, and lets go of the layers of another."""
-        if model is not model_in_training(self):
-            self._groups = None
-        super().set_model(model)
 
     def on_train_begin(self, logs=None):
-        """Finds the scale groups, and raises if the model cannot be balanced."""
+        """Raises if the model cannot be balanced."""
         model = self.model
         # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
-        self._groups = scale_groups(model) if model.built else None
+        if model.built or not isinstance(model, keras.Sequential):
+            scale_groups(model)
         state_of(optimizer_of(model, self.optimizer))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -107,10 +96,9 @@ class ScaleBalancer(keras.callbacks.Callback):
         if (epoch + 1) % self.every:
             return
         model = self.model  # on JAX, brings the state of training to the model
-        if self._groups is None:
-            self._groups = scale_groups(model)
         try:
-            rows = balance(model, self._groups, self.optimizer)
+            # Found anew, as layers may have been frozen since.
+            rows = balance(model, scale_groups(model), self.optimizer)
         except (RuntimeError, ValueError) as error:
             # The model may have diverged: that is for others to deal with.
             warnings.warn(

@@ -4,6 +4,7 @@ import collections
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import keras
@@ -60,7 +61,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             the first step (if the model is built by then) and goes on through later
             calls of `fit`. Its keys are those above and `epoch`, the number of epochs
             completed (`initial_epoch` counted in), and `step`, the number of batches
-            that the logger has seen.
+            that the logger has seen. With `steps_per_execution` and data of unknown
+            length, an epoch counts as whole executions.
 
     Raises:
         ValueError: If an argument is invalid or, when `fit` begins, if `layers`
@@ -105,8 +107,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         # the next batch is computed, as that of its own bar does.
         self.async_safe = update_freq == "epoch"
         self._watched: list[Kernel] = []
-        self._read = None
-        self._read_key = None
+        self._read: Callable | None = None
+        self._read_key: tuple | None = None
         self._penalties: list = []
         self._warned: set[tuple[str, str]] = set()
         self._is_first_epoch = False
@@ -115,11 +117,16 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         # Keras may call the batch hook from several threads, a little out of order;
         # appending is safe there, and the last few are enough to know the greatest.
         self._batches_done: collections.deque[int] = collections.deque(maxlen=64)
-        self._thread = None
+        self._thread: int | None = None
 
     def __getstate__(self):
         # What is compiled can be neither copied nor pickled, and is made again.
-        left_out = {"_watched": [], "_read": None, "_read_key": None, "_penalties": []}
+        left_out: dict = {
+            "_watched": [],
+            "_read": None,
+            "_read_key": None,
+            "_penalties": [],
+        }
         return {**self.__dict__, **left_out}
 
     def set_model(self, model):
@@ -227,21 +234,27 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                 f"NormLogger found no kernel to watch in model {model.name!r}.",
                 stacklevel=2,
             )
-        watched = [kernel.variable for kernel in self._watched]
-        penalties = [(v, v.regularizer) for v in model.trainable_variables]
-        ids = ((id(v), id(regularizer)) for v, regularizer in penalties)
-        key = (model.run_eagerly, *map(id, watched), *ids)
+        key = self._key()
         if self._read is None or key != self._read_key:
             self._read = make_norm_reader(self._watched, model)
             self._read_key = key
             # Held, so that no later regularizer is given the id of an earlier one.
-            self._penalties = penalties
+            self._penalties = [v.regularizer for v in model.trainable_variables]
             self._warned.clear()
         for name, message in outlooks(model, found):
             self._warn_once("limit", name, message)
 
+    def _key(self):
+        """What the compiled reader depends on."""
+        model = model_in_training(self)
+        penalties = ((id(v), id(v.regularizer)) for v in model.trainable_variables)
+        return (model.run_eagerly, *(id(k.variable) for k in self._watched), *penalties)
+
     def _measure(self):
         self.model  # noqa: B018 - on JAX, brings the state of training to the model
+        if self._key() != self._read_key:  # a callback may have called `regularize`
+            self._prepare()
+        assert self._read is not None  # made in the first step at the latest
         norms, penalty = self._read()
         self._warn(norms)
         with np.errstate(divide="ignore", over="ignore"):

@@ -18,7 +18,7 @@ def factors_by_edge(factors, groups):
             f"layers to floats. Received: factors={factors!r}"
         )
     by_edge = {}
-    named_by = {}
+    named_by: dict[int, str] = {}
     for name, factor in factors.items():
         number = as_number(factor)
         if number is None or not 0.0 < number < math.inf:
@@ -66,7 +66,7 @@ def group_scales(by_edge, groups):
     for i, edge in enumerate(groups.edges):
         leaving[edge.source].append((i, edge.target, by_edge.get(i, 1.0)))
     scales = {group.index: 1.0 for group in groups.pinned}
-    ways = {group.index: () for group in groups.pinned}
+    ways: dict[int, tuple[int, ...]] = {group.index: () for group in groups.pinned}
     queue = collections.deque(scales)
     while queue:
         here = queue.popleft()

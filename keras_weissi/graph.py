@@ -33,7 +33,7 @@ class Graph:
         self._consumers = collections.defaultdict(list)
         self._callers = collections.defaultdict(list)
         self._calls = collections.defaultdict(list)
-        seen = set()
+        seen: set[int] = set()
         for layer in layers:
             function = inner_function(layer)
             if function is not None:

@@ -10,12 +10,12 @@ from keras_weissi.graph import (
     entries_of,
     inner_function,
     mentioned,
-    nodes_of,
     unwrapped,
 )
 from keras_weissi.groups import KernelEdge, ScaleGroup, ScaleGroups
 from keras_weissi.homogeneity import Scaling, fixed, is_float, scaling_of
 from keras_weissi.norms import gammas, kernels, layers_of
+from keras_weissi.private import nodes_of
 from keras_weissi.solve import GROUND, components, on_cycles
 
 
@@ -84,7 +84,7 @@ class _Finder:
 
     def __init__(self, graph, layers):
         self._numbers = {}
-        self._labels = []
+        self._labels: list = []
         self._ties = []
         self._pins = []
         self._edges = []
@@ -92,7 +92,7 @@ class _Finder:
         self._holders = _holders(layers)
         calls = collections.defaultdict(list)
         called = {id(graph.root)}
-        prefixes = collections.defaultdict(str)
+        prefixes: dict[int, str] = collections.defaultdict(str)
         for function in graph.functions:
             for node in nodes_of(function):
                 inputs = self._numbered(function, node.input_tensors)
@@ -140,11 +140,11 @@ class _Finder:
         self._edges.sort(key=lambda e: self._place[id(by_variable[id(e[0])].layer)])
         group_of = self._group_of()
         count = max(group_of) + 1
-        pins = [{} for _ in range(count)]
+        pins: list[dict] = [{} for _ in range(count)]
         for number, name, reason in self._pins:
             pins[group_of[number]][name, reason] = None
         self._pin_dead_ends(group_of, pins)
-        labels = [{} for _ in range(count)]
+        labels: list[dict] = [{} for _ in range(count)]
         for number, label in enumerate(self._labels):
             if label is not None:
                 labels[group_of[number]][label] = None

@@ -243,7 +243,7 @@ def _walk(layer, parents=None, seen=None):
 
 def _own_variables(model):
     """Yields `(layer, parents, variables)` depth first, each variable once."""
-    seen = set()
+    seen: set[int] = set()
     for layer, parents in _walk(model):
         below = {id(v) for sub in sublayers(layer) for v in sub.weights}
         own = [v for v in layer.weights if id(v) not in below and id(v) not in seen]

@@ -113,7 +113,7 @@ def _series(source):
         history = history if isinstance(history, dict) else {}
         epochs = getattr(source, "epoch", None)
     names = [key for key in history if key.startswith("norm/")]
-    if not names:
+    if not names or "log_norm_product" not in history:
         raise ValueError(
             "Invalid value for argument `source`. Expected a NormLogger after a fit, "
             "or the History of a fit with a NormLogger among its callbacks. "
@@ -133,7 +133,7 @@ def _continuous_epochs(rows):
     A second `fit` that counts its epochs from 0 again goes on where the first ended.
     """
     positions = []
-    knots = []
+    knots: list[tuple] = []
     offset = 0
     for row in rows:
         epoch = row["epoch"] + offset

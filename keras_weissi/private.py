@@ -53,3 +53,11 @@ def regularizer_slots(attention):
     """Lists the attributes that an attention layer makes its inner layers from."""
     names = ("kernel_regularizer", "_kernel_regularizer")
     return [name for name in names if hasattr(attention, name)]
+
+
+def regularizers_kept_by(layer):
+    """Returns the attributes of a layer that hold regularizers, with their values.
+
+    Not just those that are saved: LoRA and quantization copy them.
+    """
+    return {n: value for n, value in vars(layer).items() if n.endswith("regularizer")}

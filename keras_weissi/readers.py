@@ -29,7 +29,7 @@ def make_norm_reader(watched, model):
     """
     watched = [kernel.variable for kernel in watched]
     penalized = [v for v in model.trainable_variables if v.regularizer is not None]
-    by_sums = {}
+    by_sums: dict[tuple, list] = {}
     others = []
     for variable in penalized:
         if type(variable.regularizer) is WEISSI:  # a subclass may compute otherwise
@@ -74,10 +74,10 @@ def make_norm_reader(watched, model):
         return ops.stack([*result, penalty])
 
     run_eagerly = getattr(model, "run_eagerly", False)
-    measure = _compiled(measure, variables, run_eagerly)
+    compiled = _compiled(measure, variables, run_eagerly)
 
     def read():
-        numbers = ops.convert_to_numpy(measure()).astype("float64")
+        numbers = ops.convert_to_numpy(compiled()).astype("float64")
         return numbers[:-1], float(numbers[-1])
 
     return read

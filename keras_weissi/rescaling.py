@@ -64,6 +64,8 @@ def optimizer_of(model, optimizer):
 def rescale(factors, optimizer=None):
     """Multiplies variables in place, all or none.
 
+    If it is interrupted, or a device fails, what has been multiplied is divided again.
+
     Args:
         factors: List of `(variable, factor, dtype)`: a `keras.Variable`, a float above
             0, and the dtype that its layer computes in.
@@ -85,8 +87,15 @@ def rescale(factors, optimizer=None):
                 changes.append((slot, _power(slot, factor, power), None))
         # Zeros stay as they are, also if the factor is out of their range.
         plan += [(v, c) for v, c, dtype in changes if _is_possible(v, c, dtype)]
-    for variable, factor in plan:
-        _multiply(variable, factor)
+    done = []
+    try:
+        for variable, factor in plan:
+            _multiply(variable, factor)
+            done.append((variable, factor))
+    except BaseException:
+        for variable, factor in done:
+            _multiply(variable, 1.0 / factor)
+        raise
 
 
 def state_of(optimizer):
@@ -118,7 +127,7 @@ def state_of(optimizer):
         )
     if not optimizer.built:
         return {}
-    state = {id(v): [] for v in trained_by(optimizer)}
+    state: dict[int, list] = {id(v): [] for v in trained_by(optimizer)}
     carried = set()
     for name, power in {**powers, **_POWERS_IN_ANY}.items():
         slots = slots_by_name(optimizer, name)
@@ -145,7 +154,8 @@ def _power(slot, factor, power):
         return factor**power
     except OverflowError:
         raise ValueError(
-            f"Cannot multiply {slot.path!r} by {factor:g} to the power {power}"
+            f"Cannot multiply {slot.path!r} by a power of {factor:g}. Expected one "
+            f"within the range of floats. Received: {factor:g} to the power {power}"
         ) from None
 
 
@@ -180,6 +190,8 @@ def _multiply(variable, factor):
     is_large = math.prod(variable.shape) > PIECE
     if is_large and not is_half and low <= factor <= high:
         # On the device: a large kernel gets by with one copy of itself.
+        # As a tensor: PyTorch would round a number to Keras's default float type.
+        factor = keras.ops.convert_to_tensor(factor, variable.dtype)
         variable.assign(keras.ops.multiply(variable.value, factor))
         return
     pieces = [p.astype("float64") * factor for p in host_pieces(variable)]

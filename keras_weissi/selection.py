@@ -91,7 +91,8 @@ def regularizers_by_kernel(regularizer, found):
                 "Invalid value for argument `regularizer`. Expected the keys of the "
                 f"dict to be names of layers. Received: keys {list(regularizer)}"
             )
-        wanted, ranks = {}, {}
+        wanted: dict = {}
+        ranks: dict[str, int] = {}
         for name, value in regularizer.items():
             value = _as_regularizer(value, f"regularizer[{name!r}]")
             for kernel in select_kernels(found, [name], "regularizer"):

@@ -32,7 +32,7 @@ def check_attention(found, plan, notes, refused):
 
     If one of them cannot be, none is. If the user asked for a difference, it raises.
     """
-    groups = {}
+    groups: dict[int, tuple] = {}
     for kernel in found:
         attention = attention_around(kernel)
         if attention is not None:
@@ -65,7 +65,7 @@ def set_all(changes):
                 old = getattr(owner, name)
                 setattr(owner, name, regularizer)
                 done.append((owner, name, old))
-    except Exception:
+    except BaseException:
         for owner, name, old in reversed(done):
             setattr(owner, name, old)
         raise

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import os
+import shutil
+import threading
 from typing import Any
 
 # Wide enough for the longest names of `keras.applications`; a terminal may wrap.
@@ -40,7 +42,7 @@ class KernelTable(list):
 
         table = Table()
         for name, fmt in self._columns.items():
-            justify = "right" if fmt in (format_norm, format_share) else "left"
+            justify: Any = "right" if fmt in (format_norm, format_share) else "left"
             table.add_column(name, justify=justify, overflow="fold")
         for row in self:
             cells = (fmt(getattr(row, name)) for name, fmt in self._columns.items())
@@ -77,13 +79,16 @@ def write_csv(rows, path):
         target = temporary = path
     else:
         target = os.path.realpath(path)  # what a link stands for, not the link
-        temporary = f"{target}.{os.getpid()}.tmp"
+        # Another thread may write to the same file.
+        temporary = f"{target}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
         if temporary != target:
+            if os.path.exists(target):
+                shutil.copymode(target, temporary)
             os.replace(temporary, target)
     except BaseException as error:
         if temporary != target and os.path.lexists(temporary):

@@ -2,7 +2,14 @@ import keras
 import networks
 import numpy as np
 import pytest
-from helpers import norm_of, outputs_of, relative_error, to_numpy, weights_of
+from helpers import (
+    BACKEND,
+    norm_of,
+    outputs_of,
+    relative_error,
+    to_numpy,
+    weights_of,
+)
 from keras import layers, optimizers
 
 from keras_weissi import WEISSI, NormLogger, ScaleBalancer
@@ -149,6 +156,11 @@ def test_says_before_training_that_it_can_not_be_done():
     with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
         fit(model, 1, ScaleBalancer())
     assert int(model.optimizer.iterations) == 0
+    unbuilt = networks.Subclassed()
+    unbuilt.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
+        fit(unbuilt, 1, ScaleBalancer())
+    assert int(unbuilt.optimizer.iterations) == 0
     model = make_model(optimizer=optimizers.Ftrl(0.1))
     weights = weights_of(model)
     with pytest.raises(ValueError, match="argument `optimizer`.*Received: Ftrl"):
@@ -176,7 +188,6 @@ def test_can_be_pickled_and_goes_on(tmp_path):
     fit(model, 1, balancer)
     copy = pickle.loads(pickle.dumps(balancer))
     assert copy.record == balancer.record
-    assert balancer.__getstate__()["_groups"] is None  # nor is the model kept alive
     fit(model, 1, copy)
     assert len(copy.record) == 2
 
@@ -218,3 +229,27 @@ def test_the_momentum_is_carried(carried):
     np.testing.assert_allclose(
         momenta[1], momenta[0] / (factor if carried else 1), rtol=1e-5, atol=1e-9
     )
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras's state of training is then off")
+def test_a_layer_that_is_frozen_during_fit_is_left_as_it_is():
+    model = make_model()
+    frozen = model.get_layer("d1")
+    kernels = []
+
+    class Freeze(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                frozen.trainable = False
+                model.make_train_function(force=True)
+
+        def on_epoch_end(self, epoch, logs=None):
+            model = self.model  # on JAX, brings the state of training to the model
+            kernels.append(to_numpy(model.get_layer("d1").kernel).copy())
+
+    balancer = ScaleBalancer()
+    fit(model, 3, Freeze(), balancer)
+    np.testing.assert_array_equal(to_numpy(frozen.kernel), kernels[-1])
+    first, *others = balancer.record
+    assert first["before/d1"] != first["after/d1"]
+    assert all(row["before/d1"] == row["after/d1"] for row in others)

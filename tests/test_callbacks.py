@@ -10,7 +10,7 @@ import pytest
 from helpers import BACKEND, norm_of, penalty_of
 from keras import layers
 
-from keras_weissi import WEISSI, NormLogger, norms
+from keras_weissi import WEISSI, NormLogger, norms, regularize
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X[:, :1]
@@ -548,3 +548,22 @@ def test_a_model_without_kernels_is_said_to_have_none():
     with pytest.warns(UserWarning, match="found no kernel to watch"):
         history = fit(model, NormLogger()).history
     assert history["norm_product"] == [1.0, 1.0]
+
+
+def test_a_regularizer_that_a_callback_puts_on_is_logged_from_then_on():
+    model = make_model(WEISSI(0.01), optimizer=keras.optimizers.SGD(0.0))
+    change = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch == 1 and regularize(model, WEISSI(1.0))
+    )
+    logger = NormLogger(update_freq=1)
+    history = fit(model, change, logger, epochs=3).history
+    log_product = sum(np.log(norm_of(layer.kernel)) for layer in model.layers[:2])
+    expected = [strength * log_product for strength in (0.01, 1.0, 1.0)]
+    expected = np.array(expected) + [
+        0.0,
+        *[np.log(norm_of(model.layers[2].kernel))] * 2,
+    ]
+    logged = history["regularization_loss"]
+    np.testing.assert_allclose(logged, expected, rtol=1e-5)
+    rows = {row["step"]: row["regularization_loss"] for row in logger.record}
+    assert rows[5] == logged[1]

@@ -77,7 +77,8 @@ def test_values_that_no_log_axis_can_show_are_gaps():
 
 
 @pytest.mark.parametrize(
-    "source", [NormLogger(), {}, {"loss": [1.0]}, keras.Sequential(), None]
+    "source",
+    [NormLogger(), {}, {"loss": [1.0]}, {"norm/a": [1.0]}, keras.Sequential(), None],
 )
 def test_a_source_without_norms_is_refused(source):
     with pytest.raises(ValueError, match="argument `source`. Expected a NormLogger"):

@@ -455,11 +455,8 @@ def called(function, *arguments, **named):
         function(*arguments, **named)
     except ValueError as error:
         message = str(error)
-        assert message.startswith("Cannot multiply ") or (
-            message.startswith("Invalid value for argument `")
-            and "Expected" in message
-            and "Received: " in message
-        ), message
+        assert message.startswith(("Cannot multiply ", "Invalid value for argument `"))
+        assert "Expected" in message and "Received: " in message, message
         return False
     except (TypeError, BoomError) as error:
         # A function that is called as documented may raise what it likes.

@@ -261,3 +261,35 @@ def test_state_that_would_overflow_is_refused_and_state_may_vanish():
         else:
             rescale([(variable, factor, "float32")], optimizer)
             np.testing.assert_allclose(to_numpy(variable), before * factor, rtol=1e-6)
+
+
+def test_float64_is_scaled_in_float64():
+    value = np.random.default_rng(0).normal(size=(2**10, 2**10 + 1))
+    large = keras.Variable(value, dtype="float64")
+    if large.dtype != "float64" or to_numpy(large).dtype != "float64":
+        pytest.skip("JAX keeps float64 only if it is told to")
+    rescale([(large, 3.3, "float64")])
+    np.testing.assert_allclose(to_numpy(large), value * 3.3, rtol=1e-15)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_was_done_is_undone_if_it_is_interrupted(monkeypatch, error):
+    variable, optimizer = variable_and_optimizer(lambda: optimizers.Adam(0.1))
+    optimizer.apply([keras.ops.convert_to_tensor([1.0, 2.0, 3.0])], [variable])
+    other = keras.Variable([5.0])
+    watched = [variable, other, *optimizer.variables]
+    before = [to_numpy(v).copy() for v in watched]
+    multiply, calls = rescaling._multiply, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise error
+        multiply(*arguments)
+
+    monkeypatch.setattr(rescaling, "_multiply", interrupted)
+    with pytest.raises(error):
+        rescale([(variable, 8.0, "float32"), (other, 3.0, "float32")], optimizer)
+    assert len(calls) == 7  # three are undone
+    for one, two in zip(before, watched, strict=True):
+        np.testing.assert_allclose(one, to_numpy(two), rtol=1e-6)

@@ -393,7 +393,8 @@ def test_a_documented_loop_balances_as_fit_does():
         callbacks=fitted["callbacks"].callbacks,
     )
     assert own["history"].history["scale_shift"][0] > 0.01
-    for key in ("scale_shift", "norm/hidden", "norm/out", "regularization_loss"):
+    keys = ("loss", "scale_shift", "norm/hidden", "norm/out", "regularization_loss")
+    for key in keys:
         np.testing.assert_allclose(
             own["history"].history[key], fitted["history"].history[key], 1e-4, 1e-6
         )
