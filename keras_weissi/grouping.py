@@ -17,6 +17,7 @@ from keras_weissi.homogeneity import Scaling, fixed, is_float, scaling_of
 from keras_weissi.norms import gammas, kernels, layers_of
 from keras_weissi.private import nodes_of
 from keras_weissi.solve import GROUND, components, on_cycles
+from keras_weissi.validation import check_model
 
 
 def scale_groups(model: keras.Model) -> ScaleGroups:
@@ -57,11 +58,7 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     >>> [pins for group in groups.pinned for pins in group.pins[:1]]
     [('x', 'an input of the model'), ('classes', 'softmax is not homogeneous')]
     """
-    if not isinstance(model, keras.Layer):
-        raise ValueError(
-            "Invalid value for argument `model`. Expected a keras.Model. "
-            f"Received: model={model!r}"
-        )
+    check_model(model)
     layers = layers_of(model)
     graph = Graph(layers)
     if graph.root is None and isinstance(model, keras.Sequential) and not model.built:

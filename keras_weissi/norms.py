@@ -23,6 +23,7 @@ from keras_weissi.tables import (
     format_shape,
     format_share,
 )
+from keras_weissi.validation import check_model
 
 # Variables of more elements are brought to the host in pieces of about this many.
 PIECE = 2**20
@@ -91,11 +92,7 @@ def gammas(model):
 
 def kernels_of_built(model, everything=False):
     """Lists kernels as `kernels` does, and raises a `ValueError` if there are none."""
-    if not isinstance(model, keras.Layer):
-        raise ValueError(
-            "Invalid value for argument `model`. Expected a keras.Model. "
-            f"Received: model={model!r}"
-        )
+    check_model(model)
     found = kernels(model, everything) if model.built else []
     if not found:
         raise ValueError(

@@ -135,8 +135,9 @@ def balance_scales(
 
     Raises:
         ValueError: If the model is a subclassed one, a norm is not finite, or it is not
-            known how the state of the optimizer scales. No weight has been changed
-            then.
+            known how the state of the optimizer scales.
+        RuntimeError: If norms are so far apart that the scales are not found. No weight
+            has been changed in either case.
 
     Example:
 

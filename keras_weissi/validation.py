@@ -3,6 +3,8 @@
 import numbers
 from typing import Any
 
+import keras
+
 
 def invalid(name: str, expected: str, received: object) -> ValueError:
     """Returns the error for an argument: what was expected, and what was received."""
@@ -10,6 +12,12 @@ def invalid(name: str, expected: str, received: object) -> ValueError:
         f"Invalid value for argument `{name}`. Expected {expected}. "
         f"Received: {name}={received!r}"
     )
+
+
+def check_model(model: object) -> None:
+    """Raises a `ValueError` unless an argument is a Keras model, or a layer."""
+    if not isinstance(model, keras.Layer):
+        raise invalid("model", "a keras.Model", model)
 
 
 def check_bool(value: object, name: str) -> None:
