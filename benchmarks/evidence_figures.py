@@ -100,10 +100,8 @@ def _draw_summary(evidence, settings):
     for i, ax in enumerate(axes):
         ax.set_xticks(ticks[i], minor=False)
         ax.set_xticks([], minor=True)
-    axes[0].set(xlabel="test accuracy, points more than tuned L2 (scale not linear)")
-    axes[1].set(
-        xlabel="smallest perturbation (DeepFool), % more than tuned L2 (not linear)"
-    )
+    axes[0].set(xlabel="test accuracy, points more than L2 (scale not linear)")
+    axes[1].set(xlabel="DeepFool's perturbation, % more than L2 (scale not linear)")
     axes[0].set_yticks(places, [", ".join(setting) for setting in settings])
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)

@@ -331,6 +331,8 @@ def main():
         # Before JAX is imported. It has no effect on GPUs and TPUs.
         flag = f"--xla_force_host_platform_device_count={arguments.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    how = train.__doc__.splitlines()[0].rstrip(".").replace("`", "")
+    print(f"{how}, on {arguments.devices} device(s), by {backend}.")
     result = train(arguments.devices, arguments.out)
     if arguments.out is not None:
         np.savez(arguments.out / "result.npz", **result)

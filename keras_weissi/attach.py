@@ -214,7 +214,7 @@ def _why_not(kernel, barring_normalization, replace, by_name):
         return "an embedding: name it in `layers` to take it", True
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
-        return f"has {format_regularizer(old)} already: replace=True", False
+        return f"has {format_regularizer(old)} already; replace=True replaces it", False
     if barring_normalization is not None:
         return f"normalized by {barring_normalization}", True
     return None
@@ -271,11 +271,12 @@ def _renew_steps(model):
 def _warn(found, plan, notes, refused):
     unsaved = [name for name in plan if "not saved" in notes[name]]
     if refused:
-        what, names = "were left as they were", refused
+        what, names = f"{len(refused)} were left as they were", refused
     elif not plan:
         what, names = "all were left as they were", [kernel.name for kernel in found]
     elif unsaved:
-        what, names = "may lose their regularizer when the model is saved", unsaved
+        what = f"{len(unsaved)} may lose their regularizer when the model is saved"
+        names = unsaved
     else:
         return
     shown = "; ".join(f"{name!r} ({notes[name]})" for name in names[:3])

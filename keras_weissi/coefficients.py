@@ -84,8 +84,9 @@ def invariant_coefficients(
 
     The gamma of a normalization can take up the scale of the kernels behind it. Where
     that makes the penalty on them vary, it gets a coefficient, too; `regularize` puts a
-    penalty on it if it is named. Kernels that `regularize` leaves out get none. All
-    this holds for norms above the `min_norm` of `WEISSI`.
+    penalty on it if it is named. Kernels that `regularize` leaves out get none, and are
+    not among the items: `deregularize` takes an earlier `WEISSI` off them. All this
+    holds for norms above the `min_norm` of `WEISSI`.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.

@@ -77,9 +77,14 @@ def plot_norms(
     )
     # Less than a decade would make a mountain of a few percent.
     product_ax.set_ylim(_at_least(1.0, product_ax.get_ylim()))
-    product_ax.yaxis.set_major_formatter(
-        lambda value, _: f"{10**value:,.0f}" if 1 < value < 6 else f"$10^{{{value:g}}}$"
-    )
+    low, high = product_ax.get_ylim()
+    if -3 < low and high < 6 and high - low < 3:
+        ticks = np.log10([d * 10.0**k for k in range(-3, 6) for d in (1, 2, 5)])
+        product_ax.set_yticks(ticks[(low <= ticks) & (ticks <= high)])
+        product_ax.yaxis.set_major_formatter(lambda x, _: _plain(10.0**x))
+    else:
+        product_ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        product_ax.yaxis.set_major_formatter("$10^{{{x:g}}}$")
     ax.plot([], [], color="black", linestyle="--", label="product (right axis)")
     product_ax.set_ylabel("product of all norms")
     if not named:
@@ -90,7 +95,7 @@ def plot_norms(
     ax.set_yscale("log")
     ax.set_ylim(10.0 ** _at_least(0.3, np.log10(ax.get_ylim())))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(LogFormatter())
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
     ax.set_xlabel("epoch")
     ax.set_ylabel("Frobenius norm of the kernel")
     ax.grid(alpha=0.3)
@@ -149,6 +154,10 @@ def _continuous_epochs(rows):
         np.interp(row["step"], steps, epochs) if position is None else position
         for row, position in zip(rows, positions, strict=True)
     ]
+
+
+def _plain(number):
+    return f"{number:,.0f}" if number > 0.9 else f"{number:.4g}"
 
 
 def _at_least(extent, limits):

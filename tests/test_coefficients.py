@@ -10,6 +10,7 @@ from test_symmetry import random_factors
 
 from keras_weissi import (
     WEISSI,
+    deregularize,
     invariant_coefficients,
     regularize,
     scale_groups,
@@ -299,3 +300,19 @@ def test_regularize_takes_no_gamma_unless_it_is_named():
         report = regularize(model, WEISSI(0.1), layers=named, include_normalized=True)
         assert "inner/bn" not in [row.name for row in report]
     assert model.layers[0].layers[-1].gamma.regularizer is None
+
+
+def test_after_deregularize_the_recipe_is_invariant_on_a_model_that_had_a_penalty():
+    x = inputs = keras.Input((4,))
+    x = layers.Dense(6, "relu", name="first")(x)
+    x = layers.BatchNormalization(name="bn")(layers.Dense(6, name="normalized")(x))
+    outputs = layers.Dense(2, name="last")(layers.ReLU()(x))
+    model = keras.Model(inputs, outputs)
+    regularize(model, WEISSI(0.05))
+    c = invariant_coefficients(model)
+    assert c["first"] == 0 and "first" not in c
+    deregularize(model)
+    regularize(model, {name: WEISSI(0.02 * value) for name, value in c.items()})
+    before = penalty_of(model)
+    shift_scales(model, {"first": 10.0, "normalized": 0.1})
+    assert penalty_of(model) == pytest.approx(before, rel=1e-6)

@@ -98,8 +98,8 @@ def test_exact_fast_and_with_little_memory(name, tmp_path):
     exact = BACKEND == "tensorflow" or (BACKEND == "jax" and name == "VGG16")
     for what in ("shift", "balance"):
         assert result[f"{what} error"] < (1e-12 if exact else 1e-5)
-        # Of a busy machine, five seconds may be too much to ask.
-        copying = min(result["copy seconds"], result["copy again seconds"])
-        assert result[f"{what} seconds"] < max(5, 4 * copying)
+        # What it takes besides reading and writing every weight, twice at most.
+        copying = max(result["copy seconds"], result["copy again seconds"])
+        assert result[f"{what} seconds"] < 5 + 2 * copying
         # The runtime's own work space is as large as the weights of a small model.
         assert result[f"{what} MB"] <= max(result["size"], 64)
