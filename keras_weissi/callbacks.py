@@ -234,7 +234,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                 f"NormLogger found no kernel to watch in model {model.name!r}.",
                 stacklevel=2,
             )
-        key = self._key()
+        key = self._key(model)
         if self._read is None or key != self._read_key:
             self._read = make_norm_reader(self._watched, model)
             self._read_key = key
@@ -244,16 +244,15 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         for name, message in outlooks(model, found):
             self._warn_once("limit", name, message)
 
-    def _key(self):
+    def _key(self, model):
         """What the compiled reader depends on."""
-        model = model_in_training(self)
         penalties = ((id(v), id(v.regularizer)) for v in model.trainable_variables)
         return (model.run_eagerly, *(id(k.variable) for k in self._watched), *penalties)
 
     def _measure(self):
-        self.model  # noqa: B018 - on JAX, brings the state of training to the model
-        if self._key() != self._read_key:  # a callback may have called `regularize`
-            self._prepare()
+        model = self.model  # on JAX, brings the state of training to the model
+        if self._key(model) != self._read_key:
+            self._prepare()  # a callback may have called `regularize`
         assert self._read is not None  # made in the first step at the latest
         norms, penalty = self._read()
         self._warn(norms)
