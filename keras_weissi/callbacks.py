@@ -1,6 +1,5 @@
 """A callback for `fit` that shows the norms of the kernels."""
 
-import collections
 import os
 import threading
 import warnings
@@ -10,12 +9,13 @@ from typing import Literal
 import keras
 import numpy as np
 
-from keras_weissi.collapse import outlooks
+from keras_weissi.collapse import at_floor, outlooks
 from keras_weissi.norms import Kernel, kernels
 from keras_weissi.private import model_in_training
 from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import Layers, select_kernels, validate_selection
+from keras_weissi.steps import StepCounter
 from keras_weissi.tables import write_csv
 from keras_weissi.validation import check_bool, invalid, is_count
 
@@ -113,10 +113,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         self._warned: set[tuple[str, str]] = set()
         self._is_first_epoch = False
         self._epoch = 0
-        self._steps_before_epoch = 0
-        # Keras may call the batch hook from several threads, a little out of order;
-        # appending is safe there, and the last few are enough to know the greatest.
-        self._batches_done: collections.deque[int] = collections.deque(maxlen=64)
+        self._steps = StepCounter()
         self._thread: int | None = None
 
     def __getstate__(self):
@@ -147,8 +144,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         """Chooses the kernels to watch, if the model has them by now."""
         super().on_train_begin(logs)
         # An interrupted `fit` has left batches of an epoch that never ended.
-        self._steps_before_epoch = self._step()
-        self._batches_done.clear()
+        self._steps.close_epoch()
         self._is_first_epoch = True
         self._thread = threading.get_ident()
         self._prepare()
@@ -168,7 +164,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         if self._read is None and threading.get_ident() == self._thread:
             self._prepare()
         if self.update_freq == "epoch":
-            self._batches_done.append(self._batches_until(batch))
+            self._count(batch)
         else:
             self._record_batch(batch)
         super().on_train_batch_end(batch, logs)
@@ -182,12 +178,11 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         self._epoch = epoch + 1
         row = self._row(measured)
         last = self.record[-1]["step"] if self.record else None
-        if self._batches_done and last == row["step"]:
+        if self._steps.is_in_epoch and last == row["step"]:
             # The last batch was recorded already, as one of an unfinished epoch.
             self.record.pop()
         self.record.append(row)
-        self._steps_before_epoch = row["step"]
-        self._batches_done.clear()
+        self._steps.close_epoch()
         logs.update(measured)
         # The bar prints numbers in full; the product alone may have 300 digits.
         super().on_epoch_end(
@@ -268,16 +263,9 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         measured["regularization_loss"] = penalty
         return measured
 
-    def _batches_until(self, batch):
-        # Under `steps_per_execution`, `batch` is the last of those executed together,
-        # or, before Keras 3.9, the first. At the end of an epoch there may be fewer
-        # of them than Keras says.
+    def _count(self, batch):
         together = getattr(model_in_training(self), "steps_per_execution", 1)
-        if together > 1 and batch % together == 0:
-            done = batch + together
-        else:
-            done = batch + 1
-        return min(done, self.params.get("steps") or done)
+        self._steps.count(batch, together, self.params.get("steps"))
 
     def _record_batch(self, batch):
         if threading.get_ident() != self._thread:
@@ -288,41 +276,32 @@ class NormLogger(keras.callbacks.ProgbarLogger):
                 "list: pass callbacks=[logger], or Keras calls it from other threads.",
             )
             return
-        before = self._step()
-        self._batches_done.append(self._batches_until(batch))
-        is_due = self._step() // self.update_freq > before // self.update_freq
+        before = self._steps.total
+        self._count(batch)
+        is_due = self._steps.total // self.update_freq > before // self.update_freq
         if is_due and self._read is not None:
             self.record.append(self._row(self._measure()))
 
-    def _step(self):
-        return self._steps_before_epoch + max(self._batches_done, default=0)
-
     def _row(self, measured):
-        return {"epoch": self._epoch, "step": self._step(), **measured}
+        return {"epoch": self._epoch, "step": self._steps.total, **measured}
 
     def _warn(self, norms):
-        floored = []
         for kernel, norm in zip(self._watched, norms, strict=True):
-            weissi = kernel.regularizer
             if not np.isfinite(norm):
                 self._warn_once(
                     "not finite",
                     kernel.name,
                     f"The norm of kernel {kernel.name!r} is no longer finite: {norm}.",
                 )
-            elif (
-                kernel.variable.trainable
-                and isinstance(weissi, WEISSI)
-                and norm <= weissi.min_norm
-                and ("floor", kernel.name) not in self._warned
-            ):
-                self._warned.add(("floor", kernel.name))
-                what = f"that of {kernel.name!r} is {norm:.3g}"
-                floored.append(f"{what}, not above min_norm={weissi.min_norm:g}")
-        if floored:
-            more = f"; and {len(floored) - 3} more" if len(floored) > 3 else ""
+        fallen = at_floor(self._watched, norms)
+        new = [
+            message for name, message in fallen if ("floor", name) not in self._warned
+        ]
+        self._warned.update(("floor", name) for name, _ in fallen)
+        if new:
+            more = f"; and {len(new) - 3} more" if len(new) > 3 else ""
             warnings.warn(
-                f"Norms of kernels are at their floor: {'; '.join(floored[:3])}{more}. "
+                f"Norms of kernels are at their floor: {'; '.join(new[:3])}{more}. "
                 "The layers are collapsing, which a smaller `log_norm` prevents, or "
                 "were initialized too small.",
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""How large a coefficient of the log norm a network can hold out against."""
+"""How large a coefficient of the log norm a network can bear, and what has fallen."""
 
 import math
 import numbers
@@ -141,3 +141,26 @@ def outlooks(model, kernels):
         )
         found.append((kernel.name, message))
     return found
+
+
+def at_floor(kernels, norms):
+    """Lists the kernels in training that have fallen to their `min_norm`.
+
+    Args:
+        kernels: List of `Kernel`.
+        norms: List of their norms.
+
+    Returns:
+        List of pairs of the name of a kernel and a clause that says so.
+    """
+    return [
+        (
+            kernel.name,
+            f"that of {kernel.name!r} is {norm:.3g}, not above "
+            f"min_norm={kernel.regularizer.min_norm:g}",
+        )
+        for kernel, norm in zip(kernels, norms, strict=True)
+        if kernel.variable.trainable
+        and isinstance(kernel.regularizer, WEISSI)
+        and norm <= kernel.regularizer.min_norm
+    ]
