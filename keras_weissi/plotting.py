@@ -26,7 +26,8 @@ def plot_norms(
         source: A `NormLogger`, or the `keras.callbacks.History` that `fit` returned
             when a `NormLogger` was among its callbacks, or its `history` dict.
         ax: `matplotlib.axes.Axes` to draw on, one call for each: it gets a second
-            axis on the right. Defaults to `None`: a new figure.
+            axis on the right, for which `plt.subplots(1, 2, layout="constrained")`
+            leaves room. Defaults to `None`: a new figure.
 
     Returns:
         The `matplotlib.axes.Axes`.
@@ -49,9 +50,10 @@ def plot_norms(
         raise ImportError(
             "plot_norms needs matplotlib: pip install matplotlib"
         ) from error
+    is_own = ax is None
     if ax is None:
         _, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     marker = "." if len(epochs) < 3 else None
     named = len(norms) <= _MAX_NAMED_LINES
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(norms)))
@@ -86,49 +88,87 @@ def plot_norms(
         product_ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         product_ax.yaxis.set_major_formatter("$10^{{{x:g}}}$")
     ax.plot([], [], color="black", linestyle="--", label="product (right axis)")
-    product_ax.set_ylabel("product of all norms")
+    product_ax.set_ylabel("product of the norms")
     if not named:
         # The first and the last stand for the colors in between.
         first, last = list(norms)[0], list(norms)[-1]
         ax.plot([], [], color=colors[0], label=f"{first} (first of {len(norms)})")
         ax.plot([], [], color=colors[-1], label=f"{last} (last)")
+    if not any(np.isfinite(_positive(values)).any() for values in norms.values()):
+        ax.set_ylim(0.5, 2.0)  # or there would be no limits for a log axis
     ax.set_yscale("log")
     ax.set_ylim(10.0 ** _at_least(0.3, np.log10(ax.get_ylim())))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+    choice = LogFormatter(minor_thresholds=(2, 1))  # of those there is room for
+    choice.set_axis(ax.yaxis)
+    ax.yaxis.set_minor_formatter(lambda x, _: choice(x) and f"{x:g}")
     ax.set_xlabel("epoch")
     ax.set_ylabel("Frobenius norm of the kernel")
     ax.grid(alpha=0.3)
-    # Below the axes, where it hides no line.
-    ax.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, fontsize="small"
-    )
+    if is_own:
+        _legend_below(ax)
+    else:
+        # What is around it is the caller's.
+        ax.legend(loc="best", fontsize="small")
     return ax
+
+
+def _legend_below(ax):
+    """Puts the legend below the axes, where it hides no line, and makes room for it."""
+    figure = ax.figure
+    handles, names = ax.get_legend_handles_labels()
+    for columns in range(min(4, len(names)), 0, -1):
+        legend = figure.legend(
+            handles, names, loc="outside lower center", ncols=columns, fontsize="small"
+        )
+        if columns == 1 or _part_of_width(legend) <= 1:
+            break
+        legend.remove()
+    letters = max(map(len, names))
+    while _part_of_width(legend) > 1:
+        letters = int(letters / _part_of_width(legend)) - 1
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(_shortened(name, letters))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.2 * (-(-len(names) // columns) - 1))
+
+
+def _part_of_width(legend):
+    return legend.get_window_extent().width / legend.figure.bbox.width
+
+
+def _shortened(name, letters):
+    # The ends of long names tell them apart, and the starts where they come from.
+    if len(name) <= letters:
+        return name
+    return f"{name[: letters // 3]}…{name[len(name) - (letters - letters // 3 - 1) :]}"
 
 
 def _series(source):
     """Returns the epochs, the norms by name, and the log of their product."""
-    if hasattr(source, "record"):
-        rows = source.record
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        history = {key: [row.get(key, np.nan) for row in rows] for key in keys}
-        epochs = _continuous_epochs(rows)
+    is_logger = hasattr(source, "record")
+    if is_logger:
+        keys = dict.fromkeys(key for row in source.record for key in row)
+        history = {key: [row.get(key, np.nan) for row in source.record] for key in keys}
     else:
         history = getattr(source, "history", source)
         history = history if isinstance(history, dict) else {}
-        epochs = getattr(source, "epoch", None)
-    names = [key for key in history if key.startswith("norm/")]
+    names = [key for key in history if key.startswith("norm/") and len(history[key])]
     if not names or "log_norm_product" not in history:
         raise ValueError(
             "Invalid value for argument `source`. Expected a NormLogger after a fit, "
             "or the History of a fit with a NormLogger among its callbacks. "
             f"Received: {source!r}, with keys {list(history)}"
         )
-    norms = {name.removeprefix("norm/"): history[name] for name in names}
-    if epochs is None or len(epochs) != len(history[names[0]]):
-        epochs = np.arange(len(history[names[0]]))
-    if not hasattr(source, "record"):
+    if is_logger:
+        epochs = _continuous_epochs(source.record)
+    else:
+        count = len(history[names[0]])
+        epochs = getattr(source, "epoch", None)
+        if epochs is None or len(epochs) != count:
+            epochs = np.arange(count)
         epochs = np.asarray(epochs) + 1
+    norms = {name.removeprefix("norm/"): history[name] for name in names}
     return epochs, norms, history["log_norm_product"]
 
 

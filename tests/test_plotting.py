@@ -38,7 +38,8 @@ def test_every_norm_is_drawn_on_a_log_axis(depth, tmp_path):
     (product,) = product_ax.get_lines()
     expected = [row["log_norm_product"] / np.log(10) for row in logger.record]
     np.testing.assert_allclose(product.get_ydata(), expected)
-    assert len(ax.get_legend().get_texts()) == (6 if depth == 5 else 3)
+    (legend,) = ax.figure.legends
+    assert len(legend.get_texts()) == (6 if depth == 5 else 3)
     ax.figure.savefig(tmp_path / "norms.png")
 
 
@@ -64,6 +65,30 @@ def test_an_axes_of_the_user_is_used():
     train(2, logger)
     _, ax = plt.subplots()
     assert plot_norms(logger, ax=ax) is ax
+    assert is_within(ax.get_legend(), ax)
+
+
+def is_within(part, whole):
+    whole.figure.canvas.draw()
+    inner, outer = part.get_window_extent(), whole.get_window_extent()
+    return (outer.min <= inner.min).all() and (inner.max <= outer.max).all()
+
+
+@pytest.mark.parametrize("length", [1, 12, 50, 300])
+@pytest.mark.parametrize("count", [1, 3, 9])
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_room_for_the_lines(length, count):
+    history = {f"norm/{'W' * length}/{i}": [2.0, 1.0] for i in range(count)}
+    ax = plot_norms({**history, "log_norm_product": [1.0, 0.0]})
+    (legend,) = ax.figure.legends
+    assert is_within(legend, ax.figure)
+    (width, height), size = ax.get_window_extent().size, ax.figure.bbox.size
+    assert width > 0.7 * size[0] and height > 300
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(set(names)) == count + 1
+    for i, name in enumerate(names[:-1]):
+        assert name.startswith("W") and name.endswith(f"/{i}")
+        assert ("…" in name) == (length > 200)
 
 
 def test_values_that_no_log_axis_can_show_are_gaps():
@@ -78,7 +103,15 @@ def test_values_that_no_log_axis_can_show_are_gaps():
 
 @pytest.mark.parametrize(
     "source",
-    [NormLogger(), {}, {"loss": [1.0]}, {"norm/a": [1.0]}, keras.Sequential(), None],
+    [
+        NormLogger(),
+        {},
+        {"loss": [1.0]},
+        {"norm/a": [1.0]},
+        {"norm/a": [], "log_norm_product": []},
+        keras.Sequential(),
+        None,
+    ],
 )
 def test_a_source_without_norms_is_refused(source):
     with pytest.raises(ValueError, match="argument `source`. Expected a NormLogger"):
@@ -98,3 +131,13 @@ def test_no_two_ticks_have_the_same_label(growth):
             t.get_text() for t in axis.get_ticklabels(which="both") if t.get_text()
         ]
         assert len(labels) == len(set(labels)) > 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_a_training_that_diverged_from_the_start_is_drawn(value, tmp_path):
+    with np.errstate(divide="ignore"):
+        log = np.log(value)
+    ax = plot_norms({"norm/a": [value] * 3, "log_norm_product": [log] * 3})
+    assert np.isnan(ax.get_lines()[0].get_ydata()).all()
+    ax.figure.savefig(tmp_path / "norms.png")
