@@ -152,7 +152,7 @@ def main():
     if penalty_of(loaded) != penalty_of(model):
         sys.exit(f"the penalty was {penalty_of(model)} and is {penalty_of(loaded)}")
     penalty, count = penalty_of(loaded)
-    print(f"saved and loaded: {count} penalties, {penalty:.4f} in all, as before")
+    print(f"saved and loaded: {count} kernels with a penalty, {penalty:.4f}, as before")
     print(f"in {arguments.out}: norms.png, model.keras")
 
 

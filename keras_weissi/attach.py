@@ -7,12 +7,12 @@ compiled model is told to make its training step anew.
 """
 
 import dataclasses
+import functools
 import warnings
 
 import keras
 
 from keras_weissi.graph import Graph
-from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.norms import gammas, host_norm, kernels_of_built, layers_of
 from keras_weissi.private import regularizers_kept_by
 from keras_weissi.regularizers import WEISSI
@@ -23,8 +23,15 @@ from keras_weissi.selection import (
     regularizers_by_kernel,
     select_kernels,
     validate_selection,
+    why_left_out,
 )
-from keras_weissi.slots import check_attention, set_all, slots_of
+from keras_weissi.slots import (
+    check_attention,
+    keeps_layers,
+    keeps_slots,
+    set_all,
+    slots_of,
+)
 from keras_weissi.tables import (
     KernelTable,
     format_norm,
@@ -126,6 +133,7 @@ def regularize(
     by_name = asked_for is not None or isinstance(regularizer, dict)
     graph = Graph(layers_of(model))
     plan, notes, refused = {}, {}, []
+    keeps = functools.cache(keeps_layers)  # it is slow for a large model
     for kernel in found:
         name = kernel.name
         if asked_for is not None and name not in asked_for:
@@ -135,12 +143,12 @@ def regularize(
         else:
             normalization = graph.normalization_of(kernel.layer, kernel.parents)
             takes_any = include_normalized or normalization in (None, "?")
-            why = _why_not(
+            why = why_left_out(
                 kernel, None if takes_any else normalization, replace, by_name
             )
             if why is None:
                 plan[name] = wanted[name]
-                notes[name] = _note(kernel, normalization, model)
+                notes[name] = _note(kernel, normalization, model, keeps)
             else:
                 notes[name], is_default = why
                 if by_name or not is_default:
@@ -149,7 +157,12 @@ def regularize(
     _check_calls(found, plan)
     # Before the model is changed: a warning may be made an error.
     _warn(found, plan, notes, refused)
-    set_all([(kernel, plan[kernel.name]) for kernel in found if kernel.name in plan])
+    set_all(
+        (owner, name, plan[kernel.name])
+        for kernel in found
+        if kernel.name in plan
+        for owner, name in ((kernel.variable, "regularizer"), *slots_of(kernel))
+    )
     _renew_steps(model)
     return _report(found, set(plan), notes)
 
@@ -178,13 +191,16 @@ def deregularize(model: keras.Model) -> KernelTable:
     """
     found = kernels_of_built(model, everything=True)
     names = {k.name for k in found if isinstance(k.regularizer, WEISSI)}
-    for layer in layers_of(model):
-        for variable in layer.weights:
-            if isinstance(variable.regularizer, WEISSI):
-                variable.regularizer = None
-        for name, value in regularizers_kept_by(layer).items():
-            if isinstance(value, WEISSI):
-                setattr(layer, name, None)
+    carriers = [
+        (owner, name)
+        for layer in layers_of(model)
+        for owner, name, value in (
+            *((v, "regularizer", v.regularizer) for v in layer.weights),
+            *((layer, *item) for item in regularizers_kept_by(layer).items()),
+        )
+        if isinstance(value, WEISSI)
+    ]
+    set_all((owner, name, None) for owner, name in carriers)
     _renew_steps(model)
     notes = {name: "WEISSI taken off" for name in names}
     return _report(found, names, notes)
@@ -202,25 +218,7 @@ def _named_gammas(model, found, layers, regularizer):
     ]
 
 
-def _why_not(kernel, barring_normalization, replace, by_name):
-    """Returns the reason to leave a kernel out and whether it is a default one."""
-    layer = kernel.layer
-    if getattr(layer, "lora_enabled", False):
-        return "LoRA is enabled: the kernel is frozen, its update is elsewhere", False
-    mode = getattr(layer, "quantization_mode", None)
-    if mode is not None or not keras.backend.is_float_dtype(kernel.variable.dtype):
-        return f"quantized to {mode or kernel.variable.dtype}", False
-    if kernel.variable.name == "embeddings" and not by_name:
-        return "an embedding: name it in `layers` to take it", True
-    old = kernel.regularizer
-    if old is not None and not isinstance(old, WEISSI) and not replace:
-        return f"has {format_regularizer(old)} already; replace=True replaces it", False
-    if barring_normalization is not None:
-        return f"normalized by {barring_normalization}", True
-    return None
-
-
-def _note(kernel, normalization, model):
+def _note(kernel, normalization, model, keeps_layers):
     notes = []
     if kernel.regularizer is not None:
         notes.append(f"was {format_regularizer(kernel.regularizer)}")
@@ -230,12 +228,14 @@ def _note(kernel, normalization, model):
         notes.append("what it feeds is hidden: may be normalized")
     elif normalization is not None:
         notes.append(f"normalized by {normalization}")
-    around = (model, *kernel.parents, kernel.layer)
-    custom = [layer for layer in around if not is_of_keras(layer)]
-    if not slots_of(kernel):
+    slots = slots_of(kernel)
+    losing = [layer for layer in (model, *kernel.parents) if not keeps_layers(layer)]
+    if not keeps_slots(kernel.layer, slots):
+        losing.append(kernel.layer)
+    if not slots:
         notes.append("not saved: the layer has no argument for it")
-    elif custom:
-        notes.append(f"not saved unless {type(custom[0]).__name__} saves it")
+    elif losing:
+        notes.append(f"not saved unless {type(losing[0]).__name__} saves it")
     return "; ".join(notes)
 
 
@@ -301,4 +301,8 @@ def _report(found, changed, notes):
         for kernel in found
     ]
     caption = f"{len(changed)} of {len(rows)} kernels changed"
+    left_out = set(notes) - changed
+    normalized = sum(notes[name].startswith("normalized") for name in left_out)
+    if normalized:
+        caption += f"; include_normalized=True takes the {normalized} normalized ones"
     return KernelTable(rows, _COLUMNS, caption)

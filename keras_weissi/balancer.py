@@ -80,13 +80,14 @@ class ScaleBalancer(keras.callbacks.Callback):
         self.every = every
         self.optimizer = optimizer
         self.record: list[dict[str, float]] = []
+        self._warned = False
 
     def on_train_begin(self, logs=None):
         """Raises if the model cannot be balanced."""
         model = self.model
         # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
         if model.built or not isinstance(model, keras.Sequential):
-            scale_groups(model)
+            self._check(scale_groups(model))
         state_of(optimizer_of(model, self.optimizer))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -98,7 +99,9 @@ class ScaleBalancer(keras.callbacks.Callback):
         model = self.model  # on JAX, brings the state of training to the model
         try:
             # Found anew, as layers may have been frozen since.
-            rows = balance(model, scale_groups(model), self.optimizer)
+            groups = scale_groups(model)
+            self._check(groups)
+            rows = balance(model, groups, self.optimizer)
         except (RuntimeError, ValueError) as error:
             # The model may have diverged: that is for others to deal with.
             warnings.warn(
@@ -114,3 +117,15 @@ class ScaleBalancer(keras.callbacks.Callback):
             record[f"before/{row.name}"] = row.before
             record[f"after/{row.name}"] = row.after
         self.record.append(record)
+
+    def _check(self, groups):
+        """Warns, once, if there is nothing to balance."""
+        _, sources, targets = groups.ends()
+        if self._warned or (sources != targets).any():
+            return
+        self._warned = True
+        warnings.warn(
+            f"ScaleBalancer has nothing to balance in model {self.model.name!r}: no "
+            "scale can be shifted between its kernels, see `scale_groups(model)`.",
+            stacklevel=2,
+        )

@@ -9,9 +9,9 @@ import numpy as np
 from keras_weissi.graph import Graph
 from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import kernels, layers_of
-from keras_weissi.regularizers import WEISSI
+from keras_weissi.selection import why_left_out
 from keras_weissi.solve import GROUND, nearest_flow
-from keras_weissi.tables import KernelTable, format_norm, format_regularizer
+from keras_weissi.tables import KernelTable, format_norm
 from keras_weissi.validation import check_bool
 
 _LEFT_OUT = 0.0
@@ -64,6 +64,13 @@ class InvariantCoefficients(dict[str, float]):
                 "`coefficients[layer]`"
             )
         raise KeyError(f"no layer with a kernel is called {name!r}")
+
+    def get(self, name, default=None):
+        """Returns what `[name]` does, or a default if no layer is called so."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
     def __str__(self):
         return f"{self.table}\n{self.statement}"
@@ -124,20 +131,14 @@ def invariant_coefficients(
     groups = scale_groups(model)
     graph = Graph(layers_of(model))
     edges = groups.edges
-    normalized_by = [
-        None
-        if include_normalized
-        else graph.normalization_of(edge.kernel.layer, edge.kernel.parents)
-        for edge in edges
-    ]
-    others = [_other_regularizer(edge.kernel) for edge in edges]
-    chosen = np.array(
-        [
-            name in (None, "?") and not other
-            for name, other in zip(normalized_by, others, strict=True)
-        ],
-        bool,
-    )
+
+    def why(kernel):
+        name = graph.normalization_of(kernel.layer, kernel.parents)
+        is_barred = not include_normalized and name != "?"
+        return why_left_out(kernel, name if is_barred else None)
+
+    left_out = [why(edge.kernel) for edge in edges]
+    chosen = np.array([why is None for why in left_out], bool)
     plain = chosen & ~np.array([edge.is_gamma for edge in edges], bool)
     reasons = _unbalanced(groups, chosen, plain)
     if reasons:
@@ -148,14 +149,10 @@ def invariant_coefficients(
     else:
         flow = plain.astype("float64")
     rows = []
-    for edge, coefficient, normalization, other in zip(
-        edges, flow.tolist(), normalized_by, others, strict=True
-    ):
+    for edge, coefficient, reason in zip(edges, flow.tolist(), left_out, strict=True):
         note = ""
-        if other:
-            note = f"left out: has {other} already"
-        elif normalization not in (None, "?"):
-            note = f"left out: normalized by {normalization}"
+        if reason:
+            note = f"left out: {reason[0]}"
         elif coefficient == _LEFT_OUT and not edge.is_gamma:
             note = "left out: others that are left out can take up its scale"
         elif coefficient == _LEFT_OUT:
@@ -166,26 +163,26 @@ def invariant_coefficients(
     known = {id(edge.kernel.variable) for edge in edges}
     for kernel in kernels(model, everything=True):
         if id(kernel.variable) not in known:
-            row = CoefficientRow(kernel.name, 1.0, "its layer lets no scale pass")
-            rows.append((kernel, row))
+            coefficient, note = 1.0, "its layer lets no scale pass"
+            if reason := why(kernel):
+                coefficient, note = _LEFT_OUT, f"left out: {reason[0]}"
+            rows.append((kernel, CoefficientRow(kernel.name, coefficient, note)))
     bearing = [row for kernel, row in rows if row.coefficient != _LEFT_OUT]
     gammas = [edge for edge, c in zip(edges, flow, strict=True) if edge.is_gamma and c]
     statement = (
         f"{len(bearing) - len(gammas)} of {len(rows) - sum(e.is_gamma for e in edges)} "
-        f"kernels bear a penalty. {_statement(reasons, gammas, include_normalized)}"
+        "kernels bear a penalty"
     )
+    if bearing:
+        statement += f". {_statement(reasons, gammas, include_normalized)}"
+    else:
+        statement += ": there is nothing to make invariant. The notes above say why."
     table = KernelTable(
         [row for _, row in rows],
         {"name": str, "coefficient": format_norm, "note": str},
     )
     by_name, known = _by_name(rows)
     return InvariantCoefficients(by_name, known, not reasons, statement, table)
-
-
-def _other_regularizer(kernel):
-    """Names what `regularize` does not replace by itself, or ""."""
-    is_other = not isinstance(kernel.regularizer, WEISSI | None)
-    return format_regularizer(kernel.regularizer) if is_other else ""
 
 
 def _by_name(rows):

@@ -76,13 +76,16 @@ def last_kernel(model):
         if the model is not known to be a classifier that is trained with the mean
         cross-entropy of the outputs of one layer with a kernel.
     """
-    squash = _squash_of(model.loss)
+    loss = model.loss
+    if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
+        loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
+    squash = _squash_of(loss)
     found = output_layer(model) if squash else None
     if found is None:
         return None
     layer, activations = found
     passed = [a for a in activations if a is not keras.activations.linear]
-    expected = [] if getattr(model.loss, "from_logits", False) else [squash]
+    expected = [] if getattr(loss, "from_logits", False) else [squash]
     kernel = getattr(layer, "kernel", None)
     classes = 2 if squash is keras.activations.sigmoid else model.output_shape[-1]
     if passed != expected or not isinstance(kernel, keras.Variable):
@@ -137,7 +140,8 @@ def outlooks(model, kernels):
             f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
             f"{weissi.log_norm / limit:.0%} of {limit:.3g}, the most that it can hold "
             f"out against with the cross-entropy of {classes} classes, unless rows or "
-            f"losses are weighted: {outlook}. See `keras_weissi.largest_log_norm`."
+            f"losses are weighted: {outlook}. A tenth, {limit / 10:.2g}, is a good "
+            "start, see `keras_weissi.largest_log_norm`."
         )
         found.append((kernel.name, message))
     return found

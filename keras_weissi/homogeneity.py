@@ -123,7 +123,9 @@ def scaling_of(operation, node):
     dtypes.append(getattr(operation, "compute_dtype", None) or "float32")
     for dtype in dtypes:
         if not is_float(dtype):
-            return fixed(f"{kind.__name__} works with {dtype}")
+            return fixed(
+                f"{kind.__name__} with a tensor of {dtype}, which has no scale"
+            )
     if not isinstance(operation, keras.Layer):
         return _scaling_of_op(operation, node)
     if kind in _JOINS and len(keras.tree.flatten(node.arguments.args)) == tensors:

@@ -94,13 +94,17 @@ def kernels_of_built(model, everything=False):
     """Lists kernels as `kernels` does, and raises a `ValueError` if there are none."""
     check_model(model)
     found = kernels(model, everything) if model.built else []
-    if not found:
-        raise ValueError(
-            "Invalid value for argument `model`. Expected a built model with kernels: "
-            "call it on data, or `model.build(input_shape)`, before. "
-            f"Received: model={model.name!r}, built={model.built}"
-        )
-    return found
+    if found:
+        return found
+    expected = "a built model with kernels"
+    if not model.built or not model.weights:
+        expected += ": call it on data, or `model.build(input_shape)`, before"
+    elif kernels(model, everything=True):
+        expected += " in floating point; all are quantized, or embeddings"
+    raise ValueError(
+        f"Invalid value for argument `model`. Expected {expected}. "
+        f"Received: model={model.name!r}, built={model.built}"
+    )
 
 
 def layers_of(model):
@@ -117,7 +121,8 @@ class NormRow:
         shape: tuple of ints.
         norm: float, the Frobenius norm.
         share: float, the part of the log norm product that is the kernel's: the logs
-            of all norms add up to 1. Not a number if the product is 0 or 1.
+            of all norms add up to 1. Not a number where there are no parts, because
+            some norms are above 1 and others below, or 0.
         regularizer: what acts on the kernel, or `None`.
         normalized: str, the normalization layer that the kernel feeds; "" if it feeds
             another layer; "?" if Keras does not show what it feeds.
@@ -169,6 +174,8 @@ def norm_table(
         logs = np.log(norms)
         total = float(np.sum(logs))
         shares = logs / total
+    if not np.all((shares >= 0) & (shares <= 1)):
+        shares = np.full(len(norms), np.nan)
     rows = [
         NormRow(
             kernel.name,
@@ -188,7 +195,14 @@ def norm_table(
         "regularizer": format_regularizer,
         "normalized": str,
     }
-    table = KernelTable(rows, columns, f"log norm product: {total:.4f}")
+    caption = f"log norm product: {total:.4f}"
+    ours = [isinstance(kernel.regularizer, WEISSI) for kernel in found]
+    if any(ours) and not all(ours):
+        part = float(np.sum(logs[ours]))
+        caption += (
+            f"; of the {sum(ours)} with WEISSI, which NormLogger watches: {part:.4f}"
+        )
+    table = KernelTable(rows, columns, caption)
     if print_fn is None:
         return table
     print_fn(str(table))
@@ -267,13 +281,18 @@ def _named(model, is_wanted):
     return found
 
 
+def is_embedding(variable):
+    """Whether a variable is a table of embeddings, also one that makes logits."""
+    return variable.name in ("embeddings", "reverse_embeddings")
+
+
 def _is_kernel(variable, everything):
     if variable.name.startswith("lora_"):
         # Half of a low-rank update: its norm says nothing, and starts at 0.
         return False
     if isinstance(variable.regularizer, WEISSI):
         return True
-    if everything and variable.name == "embeddings":
+    if everything and is_embedding(variable):
         return True
     named = variable.name == "kernel" or variable.name.endswith("_kernel")
     return named and (everything or keras.backend.is_float_dtype(variable.dtype))

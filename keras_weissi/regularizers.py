@@ -42,8 +42,9 @@ class WEISSI(keras.regularizers.Regularizer):
     momentum `m`, a kernel that the data does not push decays quietly to zero if
     `min_norm > sqrt(lr * log_norm / (2 * (1 + m)))`, and is thrown about if not.
 
-    The loss is negative for a norm below 1. It is computed and returned in
-    float32, or in float64 for a float64 kernel. Norms beyond 1.8e19, whose square
+    The loss is negative for a norm below 1. It is computed in float32, or in float64
+    for a float64 kernel, and returned so, unless `keras.config.floatx()` is a half
+    precision, as losses then are. Norms beyond 1.8e19, whose square
     is no float32 number, count as 1.8e19.
 
     Args:
@@ -84,7 +85,12 @@ class WEISSI(keras.regularizers.Regularizer):
 
     def __call__(self, x: Any) -> Any:
         """Returns the penalty of the kernel `x` as a scalar tensor."""
-        x = _as_float_tensor(x)
+        penalty = self._penalty(_as_float_tensor(x))
+        # TensorFlow adds it only to losses of the same dtype.
+        is_half = keras.config.floatx() in ("float16", "bfloat16")
+        return ops.cast(penalty, keras.config.floatx()) if is_half else penalty
+
+    def _penalty(self, x):
         if not (self.log_norm or self.direction_l1):
             return ops.zeros((), dtype=x.dtype)
         # Two sums are all that is read from the kernel: one temporary of its size,
@@ -110,6 +116,8 @@ class WEISSI(keras.regularizers.Regularizer):
         Returns:
             Tensor like `square`: the penalty of each kernel.
         """
+        if not (self.log_norm or self.direction_l1):
+            return ops.zeros_like(square)
         floor = self.min_norm**2
         largest = float(np.finfo(keras.backend.standardize_dtype(square.dtype)).max)
         floored = _bounded(square, floor, largest)

@@ -49,9 +49,17 @@ def optimizer_of(model, optimizer):
             `False` for none; or a `keras.optimizers.Optimizer`.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is something else, or trains another model.
     """
     if isinstance(optimizer, keras.optimizers.Optimizer):
+        inner = _inner(optimizer)
+        trained = {id(v) for v in trained_by(inner)}
+        if inner.built and not any(id(v) in trained for v in model.trainable_variables):
+            raise ValueError(
+                "Invalid value for argument `optimizer`. Expected one that trains "
+                f"model {model.name!r}. Received: {type(inner).__name__} with "
+                f"{len(trained)} variables of another"
+            )
         return optimizer
     if not isinstance(optimizer, bool):
         raise ValueError(
@@ -111,11 +119,9 @@ def state_of(optimizer):
     Raises:
         ValueError: If the optimizer is not known, or keeps something unknown.
     """
-    loss_scaling = keras.optimizers.LossScaleOptimizer
-    while isinstance(optimizer, loss_scaling) and is_of_keras(optimizer):
-        optimizer = optimizer.inner_optimizer
     if optimizer is None:
         return {}
+    optimizer = _inner(optimizer)
     # By name, as Keras has other classes of these names for PyTorch.
     kind = type(optimizer)
     powers = _POWERS.get(kind.__name__)
@@ -147,6 +153,14 @@ def state_of(optimizer):
             f"with {unknown[0]!r}"
         )
     return state
+
+
+def _inner(optimizer):
+    """Returns the optimizer that a `LossScaleOptimizer` is around."""
+    loss_scaling = keras.optimizers.LossScaleOptimizer
+    while isinstance(optimizer, loss_scaling) and is_of_keras(optimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
 
 
 def _power(slot, factor, power):

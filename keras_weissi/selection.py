@@ -1,10 +1,14 @@
-"""What a user asks for, by name, class or function, and which kernels that means."""
+"""What a user asks for, by name, class or function, the kernels it means, or not."""
 
 import difflib
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 import keras
+
+from keras_weissi.norms import is_embedding
+from keras_weissi.regularizers import WEISSI
+from keras_weissi.tables import format_regularizer
 
 # What says which layers: names or layers, classes, or a function of the layer.
 Layers: TypeAlias = (
@@ -86,7 +90,13 @@ def validate_selection(layers):
 def regularizers_by_kernel(regularizer, found):
     """Returns a dict from the names of kernels to regularizers or `None`."""
     if isinstance(regularizer, dict):
-        if not regularizer or not all(isinstance(name, str) for name in regularizer):
+        if not regularizer:
+            raise ValueError(
+                "Invalid value for argument `regularizer`. Expected at least one layer "
+                "in the dict. Received: {}. (Coefficients are empty where no kernel "
+                "is to bear a penalty: print them for the reasons.)"
+            )
+        if not all(isinstance(name, str) for name in regularizer):
             raise ValueError(
                 "Invalid value for argument `regularizer`. Expected the keys of the "
                 f"dict to be names of layers. Received: keys {list(regularizer)}"
@@ -114,9 +124,47 @@ def regularizers_by_kernel(regularizer, found):
         }
     raise ValueError(
         "Invalid value for argument `regularizer`. Expected a "
-        "keras.regularizers.Regularizer, a dict of them by layer name, or a function "
-        f"from a layer to one. Received: regularizer={regularizer!r}"
+        "keras.regularizers.Regularizer, such as WEISSI(0.01), a dict of them by layer "
+        "name, or a function from a layer to one. Received: "
+        f"regularizer={regularizer!r}"
     )
+
+
+def why_left_out(kernel, normalization=None, replace=False, by_name=False):
+    """Tells why `regularize` leaves a kernel as it is.
+
+    Args:
+        kernel: `Kernel`.
+        normalization: str, the name of the normalization layer that it feeds, if that
+            is a reason. Defaults to `None`.
+        replace: bool, as for `regularize`.
+        by_name: bool. Whether the kernel is asked for by name.
+
+    Returns:
+        Pair of the reason and of whether it is one that holds by default and gives way
+        to an argument that asks for the kernel; or `None` if it is not left out.
+    """
+    layer = kernel.layer
+    if getattr(layer, "lora_enabled", False):
+        reason = "LoRA is enabled: the kernel is frozen, its update is elsewhere"
+        # Keras gives them what was on the kernel when LoRA was enabled.
+        factors = [v for v in layer.weights if v.name.startswith("lora_")]
+        if old := next((v.regularizer for v in factors if v.regularizer), None):
+            reason += f", with {format_regularizer(old)}"
+            if isinstance(old, WEISSI):
+                reason += " (`deregularize` takes it off)"
+        return reason, False
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is not None or not keras.backend.is_float_dtype(kernel.variable.dtype):
+        return f"quantized to {mode or kernel.variable.dtype}", False
+    if is_embedding(kernel.variable) and not by_name:
+        return "an embedding: name it in `layers` to take it", True
+    old = kernel.regularizer
+    if old is not None and not isinstance(old, WEISSI) and not replace:
+        return f"has {format_regularizer(old)} already; replace=True replaces it", False
+    if normalization is not None:
+        return f"normalized by {normalization}", True
+    return None
 
 
 def _is_classes(layers):

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.private import regularizer_slots
 
 
@@ -55,16 +56,43 @@ def check_attention(found, plan, notes, refused):
             )
 
 
+def keeps_slots(layer, slots):
+    """Whether the saved configuration of a layer has the regularizers set on it."""
+    if is_of_keras(layer):
+        return True
+    config = _config_of(layer)
+    return any(owner is layer and name in config for owner, name in slots)
+
+
+def keeps_layers(layer):
+    """Whether the saved configuration of a layer has those of the layers inside it.
+
+    If not, the code of its class makes them anew.
+    """
+    return is_of_keras(layer) or isinstance(_config_of(layer).get("layers"), list)
+
+
+def _config_of(layer):
+    """Returns the configuration of a layer of the user's own, empty if it has none."""
+    try:
+        return layer.get_config()
+    except Exception:  # whatever the user's code raises
+        return {}
+
+
 def set_all(changes):
-    """Sets all regularizers, or none if one of the layers does not let it."""
+    """Sets all attributes, or none if one of the owners does not let it.
+
+    Args:
+        changes: Iterable of triples of an owner, the name of its attribute, and a
+            regularizer or `None`.
+    """
     done = []
     try:
-        for kernel, regularizer in changes:
-            slots = [(kernel.variable, "regularizer"), *slots_of(kernel)]
-            for owner, name in slots:
-                old = getattr(owner, name)
-                setattr(owner, name, regularizer)
-                done.append((owner, name, old))
+        for owner, name, regularizer in changes:
+            old = getattr(owner, name)
+            setattr(owner, name, regularizer)
+            done.append((owner, name, old))
     except BaseException:
         for owner, name, old in reversed(done):
             setattr(owner, name, old)

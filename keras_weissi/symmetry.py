@@ -9,20 +9,12 @@ import math
 import keras
 import numpy as np
 
-from keras_weissi.coefficients import invariant_coefficients
 from keras_weissi.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import host_norm, kernels
 from keras_weissi.rescaling import optimizer_of, rescale
 from keras_weissi.solve import GROUND, balanced_log_scales
 from keras_weissi.tables import KernelTable, format_norm, format_shape
-
-__all__ = [
-    "balance_scales",
-    "invariant_coefficients",
-    "scale_groups",
-    "shift_scales",
-]
 
 _EPSILONS = {
     "float16": 2.0**-10,

@@ -8,8 +8,11 @@ import shutil
 import threading
 from typing import Any
 
-# Wide enough for the longest names of `keras.applications`; a terminal may wrap.
+# Where there is no terminal, or none that says how wide it is.
 _WIDTH = 160
+
+# Columns of text, which may be broken between words.
+_PROSE = ("note", "pinned_by", "outputs_of")
 
 
 class KernelTable(list):
@@ -43,12 +46,17 @@ class KernelTable(list):
         table = Table()
         for name, fmt in self._columns.items():
             justify: Any = "right" if fmt in (format_norm, format_share) else "left"
-            table.add_column(name, justify=justify, overflow="fold")
+            # What is read as a whole, names above all, is never broken.
+            is_whole = fmt is not format_regularizer and name not in _PROSE
+            table.add_column(name, justify=justify, no_wrap=is_whole)
         for row in self:
             cells = (fmt(getattr(row, name)) for name, fmt in self._columns.items())
             table.add_row(*cells)
         file = io.StringIO()
-        console = Console(file=file, width=_WIDTH, markup=False, highlight=False)
+        console = Console(file=file, markup=False, highlight=False)
+        width = shutil.get_terminal_size((_WIDTH, 24)).columns
+        console.width = 10**6
+        console.width = max(width, console.measure(table).minimum)
         console.print(table)
         if self._caption:
             console.print(self._caption, soft_wrap=True)
@@ -122,8 +130,8 @@ def format_norm(norm):
 
 
 def format_share(share):
-    """Formats a part of a whole in percent."""
-    return f"{share:.1%}"
+    """Formats a part of a whole in percent; nothing if there is none."""
+    return "" if share != share else f"{share:.1%}"
 
 
 def format_shape(shape):

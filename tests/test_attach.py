@@ -268,9 +268,10 @@ def test_a_function_and_a_dict_choose_by_layer():
         (dict(regularizer={"h0": 3}), r"regularizer\['h0'\].*Received: 3"),
         (dict(regularizer=lambda layer: 3), "called on layer 'h0'.*Received: 3"),
         (dict(regularizer=None), "argument `regularizer`.*Received: regularizer=None"),
-        (dict(regularizer=WEISSI), "argument `regularizer`"),
         (dict(regularizer="l9"), "l9"),
-        (dict(regularizer={}), "keys of the dict"),
+        (dict(regularizer={}), "at least one layer"),
+        (dict(regularizer=WEISSI), r"such as WEISSI\(0.01\)"),
+        (dict(regularizer=0.01), r"such as WEISSI\(0.01\)"),
         (dict(regularizer={1: R}), r"Received: keys \[1\]"),
         (dict(regularizer=keras.regularizers.Regularizer()), "`get_config`"),
     ],
@@ -315,8 +316,10 @@ def test_kernels_before_a_normalization_are_left_out():
         "separable/depthwise_kernel": "normalized by bn_separable",
         "separable/pointwise_kernel": "normalized by bn_separable",
     }
+    assert "include_normalized=True takes the 4 normalized ones" in str(report)
     report = regularize(normalized(), R, include_normalized=True)
     assert all(row.changed for row in report)
+    assert "include_normalized" not in str(report)
     with pytest.warns(UserWarning, match=r"'plain' \(normalized by bn\)"):
         regularize(normalized(), R, layers=["plain", "dense"])
 
@@ -384,6 +387,87 @@ def test_what_keras_does_not_show_is_said_to_be_hidden():
     assert report[0].note == "what it feeds is hidden: may be normalized"
 
 
+@keras.saving.register_keras_serializable("tests")
+class OwnStep(keras.Model):
+    def train_step(self, *args, **kwargs):
+        return super().train_step(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnSequential(keras.Sequential):
+    pass
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnDense(layers.Dense):
+    pass
+
+
+@pytest.mark.filterwarnings("error:regularize")
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("kind", ["step", "sequential", "dense"])
+def test_subclasses_that_save_their_layers_are_no_reason_to_warn(
+    kind, inside, tmp_path
+):
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(3, "relu")(inputs)
+    model = {
+        "step": lambda: OwnStep(inputs, layers.Dense(2)(outputs)),
+        "sequential": lambda: OwnSequential([inputs, layers.Dense(2)]),
+        "dense": lambda: keras.Model(inputs, OwnDense(2)(outputs)),
+    }[kind]()
+    if inside:
+        model = keras.Sequential([keras.Input((4,)), model])
+    report = regularize(model, R)
+    assert all(row.changed and "saved" not in row.note for row in report)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert len(loaded.losses) == len(report) == len(model.losses)
+    assert penalty_of(loaded) == pytest.approx(expected_penalty(model), rel=1e-5)
+
+
+class Locked(layers.Dense):
+    def __setattr__(self, name, value):
+        if name == "kernel_regularizer" and self.built:
+            raise AttributeError("locked")
+        super().__setattr__(name, value)
+
+
+def test_deregularize_takes_off_all_or_none():
+    model = sequential(
+        layers.Dense(3, kernel_regularizer=R, name="first"),
+        Locked(2, kernel_regularizer=R, name="second"),
+        shape=(4,),
+    )
+    with pytest.raises(AttributeError, match="locked"):
+        deregularize(model)
+    for layer in model.layers:
+        assert layer.kernel.regularizer is R and layer.kernel_regularizer is R
+    assert len(model.losses) == 2
+
+
+@pytest.mark.skipif(
+    not hasattr(layers, "ReversibleEmbedding"), reason="not in this version of Keras"
+)
+def test_the_way_back_of_a_reversible_embedding_is_listed():
+    embedding = layers.ReversibleEmbedding(10, 4, tie_weights=False, name="emb")
+    inputs = keras.Input((5,), dtype="int32")
+    x = layers.Dense(4, name="d")(embedding(inputs))
+    model = keras.Model(inputs, embedding(x, reverse=True))
+    report = regularize(model, R)
+    assert {row.name: row.changed for row in report} == {
+        "emb/embeddings": False,
+        "emb/reverse_embeddings": False,
+        "d": True,
+    }
+    with pytest.warns(UserWarning, match="emb/reverse_embeddings.*not saved"):
+        report = regularize(model, R, layers=["emb"])
+    assert [row.name for row in report if row.changed] == [
+        "emb/embeddings",
+        "emb/reverse_embeddings",
+    ]
+
+
 def test_a_spectrally_normalized_kernel_is_left_out():
     wrapped = layers.SpectralNormalization(layers.Dense(3, name="d"), name="spectral")
     model = sequential(wrapped, layers.Dense(2, name="last"), shape=(4,))
@@ -426,6 +510,16 @@ def test_lora_and_quantized_kernels_are_left_out_aloud():
     assert [row.name for row in report] == ["h0", "h1", "h2"]
     assert [row.changed for row in report] == [False, False, True]
     assert len(model.losses) == 1
+
+
+def test_the_penalty_on_the_factors_of_lora_is_named():
+    model = make_model(WEISSI(0.1), None)
+    model.get_layer("h0").enable_lora(2)
+    with pytest.warns(UserWarning, match=r"WEISSI\(log_norm=0.1.*`deregularize` t"):
+        regularize(model, R)
+    with pytest.warns(UserWarning, match="LoRA is enabled: .* elsewhere\\)"):
+        deregularize(model)
+        regularize(model, R)
 
 
 def test_nothing_to_regularize_is_said_aloud():

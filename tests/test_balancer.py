@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import networks
 import numpy as np
@@ -253,3 +255,23 @@ def test_a_layer_that_is_frozen_during_fit_is_left_as_it_is():
     first, *others = balancer.record
     assert first["before/d1"] != first["after/d1"]
     assert all(row["before/d1"] == row["after/d1"] for row in others)
+
+
+def test_a_model_without_a_free_scale_is_named_once():
+    def make(activation):
+        model = keras.Sequential(
+            [keras.Input((8,)), layers.Dense(8, activation), layers.Dense(4)]
+        )
+        model.compile("sgd", "mse")
+        return model
+
+    balancer = ScaleBalancer()
+    y = np.zeros((64, 4))
+    with pytest.warns(UserWarning, match="has nothing to balance") as caught:
+        model = make("gelu")
+        model.fit(X, y, epochs=3, verbose=0, callbacks=[balancer])
+    assert len([w for w in caught if "ScaleBalancer" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "ScaleBalancer")
+        history = make("relu").fit(X, y, verbose=0, callbacks=[ScaleBalancer()])
+    assert history.history["scale_shift"][0] > 0

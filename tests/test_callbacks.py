@@ -566,3 +566,10 @@ def test_a_regularizer_that_a_callback_puts_on_is_logged_from_then_on():
     np.testing.assert_allclose(logged, expected, rtol=1e-5)
     rows = {row["step"]: row["regularization_loss"] for row in logger.record}
     assert rows[5] == logged[1]
+
+
+def test_a_coefficient_of_zero_is_logged_as_no_penalty():
+    model = make_model(WEISSI(0.0))
+    logger = NormLogger()
+    fit(model, logger)
+    assert [row["regularization_loss"] for row in logger.record] == [0.0] * 3

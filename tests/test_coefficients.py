@@ -16,6 +16,7 @@ from keras_weissi import (
     scale_groups,
     shift_scales,
 )
+from keras_weissi.norms import kernels
 
 
 def dense(name, activation="relu"):
@@ -200,6 +201,51 @@ def test_kernels_outside_of_the_symmetry_keep_one():
     c = invariant_coefficients(model)
     assert c["lstm_cell"] == c["lstm/lstm_cell/kernel"] == c["a"] == 1.0
     assert "its layer lets no scale pass" in str(c)
+
+
+def test_takes_what_regularize_takes():
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((3,), dtype="int32"),
+                layers.Embedding(5, 4, name="embedding"),
+                layers.GlobalAveragePooling1D(),
+                dense("a"),
+                dense("lora"),
+                layers.Dense(4, name="normalized"),
+                layers.BatchNormalization(center=False, scale=False),
+                layers.Dense(4, trainable=False, name="frozen"),
+                layers.BatchNormalization(center=False, scale=False),
+                dense("b", None),
+            ]
+        )
+
+    def penalized(model):
+        return {k.name for k in kernels(model) if k.regularizer is not None}
+
+    model = make()
+    model.get_layer("lora").enable_lora(2)
+    regularize(model, WEISSI(0.1))
+    by_default = penalized(model)
+    assert by_default == {"a", "b"}
+    c = invariant_coefficients(model)
+    assert c["embedding"] == c["lora"] == c["frozen"] == c.get("frozen", 1.0) == 0.0
+    assert c.get("nothing") is None and c.get("nothing", 1.0) == 1.0
+    assert "left out: an embedding" in str(c) and "left out: LoRA" in str(c)
+    assert "2 of 6 kernels bear a penalty" in str(c)
+    deregularize(model)
+    regularize(model, {name: WEISSI(0.1 * value) for name, value in c.items()})
+    assert penalized(model) == by_default
+
+
+def test_where_no_kernel_bears_a_penalty():
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), dense("c")])
+    regularize(model, {"b": keras.regularizers.L2(0.1)})
+    c = invariant_coefficients(model)
+    assert dict(c) == {}
+    assert "0 of 3 kernels bear a penalty: there is nothing" in c.statement
+    with pytest.raises(ValueError, match="Received: {}. .Coefficients are empty where"):
+        regularize(model, {name: WEISSI(value) for name, value in c.items()})
 
 
 def test_names_that_are_not_unique_or_not_there():

@@ -4,7 +4,7 @@ import pytest
 from helpers import BACKEND, norm_of, penalty_of
 from keras import layers
 
-from keras_weissi import WEISSI, norms
+from keras_weissi import WEISSI, NormLogger, norms, regularize, scale_groups
 from keras_weissi.readers import make_norm_reader
 
 
@@ -230,7 +230,63 @@ def test_norm_table_of_a_dead_kernel_makes_no_noise(recwarn):
     model.layers[0].kernel.assign(np.zeros((4, 4)))
     (row,) = norms.norm_table(model, print_fn=None)
     assert row.norm == 0.0 and np.isnan(row.share)
+    assert "nan" not in str(norms.norm_table(model, print_fn=None))
     assert not [w for w in recwarn if w.category is RuntimeWarning]
+
+
+def of_norms(*values, **arguments):
+    model = keras.Sequential([keras.Input((1,))])
+    for i, value in enumerate(values):
+        model.add(layers.Dense(1, name=f"d{i}", **arguments))
+        model.layers[-1].kernel.assign([[value]])
+    return model
+
+
+def test_shares_only_where_there_are_parts():
+    for values, shares in {
+        (10.0, 100.0): [1 / 3, 2 / 3],
+        (0.1, 0.01): [1 / 3, 2 / 3],
+        (1.0, 5.0): [0.0, 1.0],
+        (10.0, 0.1): [np.nan] * 2,
+        (10.0, 0.5, 3.0): [np.nan] * 3,
+        (3.0, 0.0): [np.nan] * 2,
+    }.items():
+        table = norms.norm_table(of_norms(*values), print_fn=None)
+        np.testing.assert_allclose([row.share for row in table], shares, rtol=1e-6)
+        assert ("%" in str(table)) == np.isfinite(shares).all()
+
+
+def test_norm_table_tells_what_the_logger_watches():
+    model = of_norms(np.e, np.e**2, np.e**4)
+    assert "WEISSI" not in str(norms.norm_table(model, print_fn=None))
+    regularize(model, WEISSI(), layers=["d0", "d2"])
+    text = str(norms.norm_table(model, print_fn=None))
+    assert "log norm product: 7.0000; of the 2 with WEISSI" in text
+    assert text.endswith("which NormLogger watches: 5.0000")
+    logger = NormLogger()
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((1, 1)), np.zeros((1, 1)), verbose=0, callbacks=[logger])
+    assert logger.record[0]["log_norm_product"] == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_tables_fit_the_terminal_and_break_no_name(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    model = of_norms(2.0, 3.0, 4.0)
+    model.add(layers.Dense(1, kernel_regularizer="l2", name="with_l2"))
+    model.add(layers.BatchNormalization(name="bn"))
+    tables = [
+        regularize(model, WEISSI(0.01, 0.02)),
+        norms.norm_table(model, print_fn=None),
+        scale_groups(model),
+    ]
+    for table in tables:
+        lines = [line for line in str(table).splitlines() if line[0] in "┏│┃└"]
+        assert max(map(len, lines)) <= max(width, 76)
+        assert "with_l2" in str(table)
+    name = "a_name_longer_than_a_terminal_" * 8
+    wide = keras.Sequential([keras.Input((1,)), layers.Dense(1, name=name)])
+    assert name in str(norms.norm_table(wide, print_fn=None))
 
 
 def test_norm_table_of_a_model_that_is_not_built():

@@ -4,7 +4,7 @@ import pytest
 from helpers import BACKEND, float64, to_numpy
 from keras import layers, optimizers
 
-from keras_weissi import norms, rescaling
+from keras_weissi import balance_scales, norms, rescaling
 from keras_weissi.rescaling import _POWERS, optimizer_of, rescale, state_of
 
 ALL = {
@@ -141,6 +141,30 @@ def test_state_that_is_not_known_is_refused():
 
 def test_an_optimizer_that_has_not_trained_keeps_nothing():
     assert state_of(optimizers.Adam()) == state_of(None) == {}
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    def make():
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dense(1)])
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+        model.compile(optimizer, "mse")
+        return model
+
+    model, other = make(), make()
+    balance_scales(model, other.optimizer)  # it is of none yet
+    for variable in model.trainable_variables:
+        variable.assign(variable + 1.0)
+    before = [to_numpy(v) for v in model.weights]
+    other.optimizer.build(other.trainable_variables)
+    with pytest.raises(ValueError, match="trains model.*Received: Adam with 4 variab"):
+        balance_scales(model, other.optimizer)
+    for value, variable in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(variable), value)
+    model.optimizer.build(model.trainable_variables)
+    balance_scales(model, model.optimizer)
+    assert norms.host_norm(model.weights[0]) == pytest.approx(
+        norms.host_norm(model.weights[2]), rel=1e-6
+    )
 
 
 def test_the_argument_for_the_optimizer():

@@ -210,6 +210,28 @@ def test_float64_layers_with_a_float32_loss_go_as_far_as_with_l2(regularizer):
     assert logger.record[-1]["norm/dense"] == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.parametrize("floatx", ["float16", "bfloat16"])
+@pytest.mark.parametrize("weissi", [WEISSI(0.1, 0.01), WEISSI(0.0)])
+def test_losses_in_half_precision_take_the_penalty(floatx, weissi):
+    with precision(floatx, floatx):
+        dense = layers.Dense(1, kernel_regularizer=weissi, name="dense")
+        model = keras.Sequential([keras.Input((4,)), dense])
+        model.compile("sgd", "mse")
+        (penalty,) = model.losses
+        assert keras.backend.standardize_dtype(penalty.dtype) == floatx
+        kernel = wide(dense.kernel)
+        norm = np.linalg.norm(kernel)
+        expected = weissi.log_norm * np.log(norm)
+        expected += weissi.direction_l1 * np.abs(kernel).sum() / norm
+        assert float(penalty) == pytest.approx(expected, rel=8e-3)
+        logger = NormLogger()
+        x, y = X[:16, :4].astype(floatx), Y[:16, :1].astype(floatx)
+        model.fit(x, y, verbose=0, callbacks=[logger])
+        assert not np.array_equal(wide(dense.kernel), kernel)
+        expected = np.linalg.norm(wide(dense.kernel))
+    assert logger.record[-1]["norm/dense"] == pytest.approx(expected, rel=1e-6)
+
+
 MODES = {
     "as Keras chooses": {},
     "no compilation": {"jit_compile": False},
