@@ -4,7 +4,7 @@ import collections
 import difflib
 import math
 
-from keras_weissi.validation import as_number
+from keras_weissi.validation import as_number, invalid
 
 # How far from 1 a product of factors may be and still count as 1.
 TOLERANCE = 1e-12
@@ -13,19 +13,13 @@ TOLERANCE = 1e-12
 def factors_by_edge(factors, groups):
     """Returns a dict from the numbers of edges to the factors asked for."""
     if not isinstance(factors, dict):
-        raise ValueError(
-            "Invalid value for argument `factors`. Expected a dict from names of "
-            f"layers to floats. Received: factors={factors!r}"
-        )
+        raise invalid("factors", "a dict from names of layers to floats", factors)
     by_edge = {}
     named_by: dict[int, str] = {}
     for name, factor in factors.items():
         number = as_number(factor)
         if number is None or not 0.0 < number < math.inf:
-            raise ValueError(
-                "Invalid value for argument `factors`. Expected finite floats above 0. "
-                f"Received: factors[{name!r}]={factor!r}"
-            )
+            raise invalid(f"factors[{name!r}]", "a finite float above 0", factor)
         exact = [i for i, e in enumerate(groups.edges) if e.kernel.name == name]
         matches = exact or [
             i for i, e in enumerate(groups.edges) if e.kernel.layer.name == name

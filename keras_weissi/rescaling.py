@@ -12,6 +12,7 @@ import numpy as np
 from keras_weissi.homogeneity import is_of_keras
 from keras_weissi.norms import PIECE, host_pieces
 from keras_weissi.private import slots_by_name, trained_by
+from keras_weissi.validation import invalid
 
 # For each optimizer, the power of c by which its variables go. The names are those of
 # the optimizer's attributes, without an underscore in front.
@@ -62,10 +63,7 @@ def optimizer_of(model, optimizer):
             )
         return optimizer
     if not isinstance(optimizer, bool):
-        raise ValueError(
-            "Invalid value for argument `optimizer`. Expected a bool or a "
-            f"keras.optimizers.Optimizer. Received: optimizer={optimizer!r}"
-        )
+        raise invalid("optimizer", "a bool or a keras.optimizers.Optimizer", optimizer)
     return getattr(model, "optimizer", None) if optimizer else None
 
 

@@ -9,6 +9,7 @@ import keras
 from keras_weissi.norms import is_embedding
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.tables import format_regularizer
+from keras_weissi.validation import invalid
 
 # What says which layers: names or layers, classes, or a function of the layer.
 Layers: TypeAlias = (
@@ -60,10 +61,7 @@ def select_kernels(candidates, layers, argument="layers"):
         chosen = [kernel for kernel in candidates if layers(kernel.layer)]
         expected = "a function that is true for at least one layer with a kernel"
     if not chosen:
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected {expected}. "
-            f"Received: {argument}={layers}"
-        )
+        raise invalid(argument, expected, layers)
     return chosen
 
 
@@ -80,11 +78,11 @@ def names_in(layers):
 def validate_selection(layers):
     """Raises a `ValueError` unless `select_kernels` understands `layers`."""
     if not (names_in(layers) or _is_classes(layers) or callable(layers)):
-        raise ValueError(
-            "Invalid value for argument `layers`. Expected a name, a non-empty list of "
-            "names, a class of layers, a function from a layer to a bool, or None. "
-            f"Received: layers={layers!r}"
+        expected = (
+            "a name, a non-empty list of names, a class of layers, a function from a "
+            "layer to a bool, or None"
         )
+        raise invalid("layers", expected, layers)
 
 
 def regularizers_by_kernel(regularizer, found):
@@ -117,17 +115,16 @@ def regularizers_by_kernel(regularizer, found):
         return {
             kernel.name: _as_regularizer(
                 regularizer(kernel.layer),
-                f"regularizer, called on layer {kernel.layer.name!r}",
+                f"regularizer(layer {kernel.layer.name!r})",
                 or_none=True,
             )
             for kernel in found
         }
-    raise ValueError(
-        "Invalid value for argument `regularizer`. Expected a "
-        "keras.regularizers.Regularizer, such as WEISSI(0.01), a dict of them by layer "
-        "name, or a function from a layer to one. Received: "
-        f"regularizer={regularizer!r}"
+    expected = (
+        "a keras.regularizers.Regularizer, such as WEISSI(0.01), a dict of them by "
+        "layer name, or a function from a layer to one"
     )
+    raise invalid("regularizer", expected, regularizer)
 
 
 def why_left_out(kernel, normalization=None, replace=False, by_name=False):
@@ -208,20 +205,13 @@ def _as_regularizer(value, name, or_none=False):
         try:
             value = keras.regularizers.get(value)
         except ValueError as error:
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected a regularizer, or the "
-                f"name of one of Keras's own. Received: {value!r}"
-            ) from error
+            expected = "a regularizer, or the name of one of Keras's own"
+            raise invalid(name, expected, value) from error
     if not isinstance(value, keras.regularizers.Regularizer):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a "
-            f"keras.regularizers.Regularizer. Received: {value!r}"
-        )
+        raise invalid(name, "a keras.regularizers.Regularizer", value)
     try:
         value.get_config()
     except NotImplementedError as error:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a regularizer with a "
-            f"`get_config`, without which it cannot be saved. Received: {value!r}"
-        ) from error
+        expected = "one with a `get_config`, without which it cannot be saved"
+        raise invalid(name, expected, value) from error
     return value

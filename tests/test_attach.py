@@ -265,8 +265,11 @@ def test_a_function_and_a_dict_choose_by_layer():
         (dict(regularizer=R, layers=3), "argument `layers`"),
         (dict(regularizer=R, layers=lambda layer: False), "argument `layers`"),
         (dict(regularizer={"h0": R, "h7": R}), "`regularizer`.*Received: 'h7'"),
-        (dict(regularizer={"h0": 3}), r"regularizer\['h0'\].*Received: 3"),
-        (dict(regularizer=lambda layer: 3), "called on layer 'h0'.*Received: 3"),
+        (
+            dict(regularizer={"h0": 3}),
+            r"`regularizer\['h0'\]`.*Received: regularizer\['h0'\]=3",
+        ),
+        (dict(regularizer=lambda layer: 3), r"`regularizer\(layer 'h0'\)`.*=3"),
         (dict(regularizer=None), "argument `regularizer`.*Received: regularizer=None"),
         (dict(regularizer="l9"), "l9"),
         (dict(regularizer={}), "at least one layer"),

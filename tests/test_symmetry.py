@@ -166,7 +166,7 @@ def test_wrong_factors_are_refused_and_change_nothing(spec, seed):
     else:
         factors[wrong.kernel.name] = -1.0
     weights = weights_of(model)
-    with pytest.raises(ValueError, match="argument `factors`"):
+    with pytest.raises(ValueError, match="argument `factors"):
         shift_scales(model, factors)
     for one, two in zip(weights, weights_of(model), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -315,7 +315,7 @@ def test_a_norm_that_is_not_finite_is_refused_by_name(value):
     ],
 )
 def test_wrong_factors_are_named(factors, message):
-    with pytest.raises(ValueError, match=f"argument `factors`.*{message}"):
+    with pytest.raises(ValueError, match=f"argument `factors.*{message}"):
         shift_scales(chain(), factors)
 
 
@@ -529,7 +529,7 @@ def test_products_out_of_range_are_refused_on_any_way(swapped, power):
     x = layers.add(ends[::-1] if swapped else ends)
     model = keras.Model(inputs, layers.Dense(2, name="out")(x))
     weights = weights_of(model)
-    with pytest.raises(ValueError, match="`factors`. Expected .*Received: "):
+    with pytest.raises(ValueError, match="`factors.*`. Expected .*Received: "):
         shift_scales(model, {"a": power, "b": power})
     for before, after in zip(weights, weights_of(model), strict=True):
         np.testing.assert_array_equal(before, after)
