@@ -54,8 +54,7 @@ class InvariantCoefficients(dict[str, float]):
         self.table = table
 
     def __getitem__(self, name):
-        key = id(name) if isinstance(name, keras.Layer) else name
-        found = self._known.get(key, set())
+        found = self._known.get(_key(name), set())
         if len(found) == 1:
             return next(iter(found))
         if found:
@@ -67,10 +66,7 @@ class InvariantCoefficients(dict[str, float]):
 
     def get(self, name, default=None):
         """Returns what `[name]` does, or a default if no layer is called so."""
-        try:
-            return self[name]
-        except KeyError:
-            return default
+        return self[name] if _key(name) in self._known else default
 
     def __str__(self):
         return f"{self.table}\n{self.statement}"
@@ -183,6 +179,10 @@ def invariant_coefficients(
     )
     by_name, known = _by_name(rows)
     return InvariantCoefficients(by_name, known, not reasons, statement, table)
+
+
+def _key(name):
+    return id(name) if isinstance(name, keras.Layer) else name
 
 
 def _by_name(rows):

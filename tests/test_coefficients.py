@@ -260,6 +260,8 @@ def test_names_that_are_not_unique_or_not_there():
     assert {"one/d", "two/d"} < set(c)
     with pytest.raises(KeyError, match="several layers are called 'd'"):
         c["d"]
+    with pytest.raises(KeyError, match="several layers are called 'd'"):
+        c.get("d", 1.0)
     one = model.get_layer("one").get_layer("d")
     assert c[one] == c["one/d"] != c["p"]
     with pytest.raises(KeyError, match="no layer with a kernel is called 'z'"):
