@@ -8,12 +8,12 @@ compiled model is told to make its training step anew.
 
 import dataclasses
 import functools
-import warnings
 
 import keras
 
 from keras_weissi.graph import Graph
 from keras_weissi.norms import gammas, host_norm, kernels_of_built, layers_of
+from keras_weissi.notices import listed, warn
 from keras_weissi.private import regularizers_kept_by
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import (
@@ -33,6 +33,7 @@ from keras_weissi.slots import (
     slots_of,
 )
 from keras_weissi.tables import (
+    Columns,
     KernelTable,
     format_norm,
     format_regularizer,
@@ -40,7 +41,7 @@ from keras_weissi.tables import (
 )
 from keras_weissi.validation import check_bool
 
-_COLUMNS = {
+_COLUMNS: Columns = {
     "name": str,
     "shape": format_shape,
     "norm": format_norm,
@@ -77,7 +78,7 @@ def regularize(
     layers: Layers | None = None,
     include_normalized: bool = False,
     replace: bool = False,
-) -> KernelTable:
+) -> KernelTable[Attachment]:
     """Puts a regularizer on the kernels of a built model, in place.
 
     No weight is copied, no layer rebuilt, and the state of the optimizer stays. After
@@ -97,7 +98,7 @@ def regularize(
             them by the names of layers; or a function from the layer that owns a
             kernel to one, or to `None` to leave the kernel as it is.
         layers: Which layers: names (of layers, nested models, or kernels as the report
-            lists them), a class or tuple of classes, or a function from a layer to a
+            lists them), a class or list of classes, or a function from a layer to a
             bool. Defaults to `None`: all but embeddings.
         include_normalized: bool. Whether to take kernels straight before a
             normalization layer too. Defaults to `False`.
@@ -142,9 +143,8 @@ def regularize(
             notes[name] = "not in `regularizer`"
         else:
             normalization = graph.normalization_of(kernel.layer, kernel.parents)
-            takes_any = include_normalized or normalization in (None, "?")
             why = why_left_out(
-                kernel, None if takes_any else normalization, replace, by_name
+                kernel, normalization, include_normalized, replace, by_name
             )
             if why is None:
                 plan[name] = wanted[name]
@@ -157,6 +157,7 @@ def regularize(
     _check_calls(found, plan)
     # Before the model is changed: a warning may be made an error.
     _warn(found, plan, notes, refused)
+    norms = _norms_of(found)
     set_all(
         (owner, name, plan[kernel.name])
         for kernel in found
@@ -164,10 +165,10 @@ def regularize(
         for owner, name in ((kernel.variable, "regularizer"), *slots_of(kernel))
     )
     _renew_steps(model)
-    return _report(found, set(plan), notes)
+    return _report(found, norms, set(plan), notes)
 
 
-def deregularize(model: keras.Model) -> KernelTable:
+def deregularize(model: keras.Model) -> KernelTable[Attachment]:
     """Takes every `WEISSI` off a model, in place, as `regularize` put it on.
 
     Args:
@@ -200,10 +201,11 @@ def deregularize(model: keras.Model) -> KernelTable:
         )
         if isinstance(value, WEISSI)
     ]
+    norms = _norms_of(found)
     set_all((owner, name, None) for owner, name in carriers)
     _renew_steps(model)
     notes = {name: "WEISSI taken off" for name in names}
-    return _report(found, names, notes)
+    return _report(found, norms, names, notes)
 
 
 def _named_gammas(model, found, layers, regularizer):
@@ -279,26 +281,29 @@ def _warn(found, plan, notes, refused):
         names = unsaved
     else:
         return
-    shown = "; ".join(f"{name!r} ({notes[name]})" for name in names[:3])
-    more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
-    warnings.warn(
-        f"regularize: of {len(found)} kernels {what}: {shown}{more}. The report that "
-        "`regularize` returns has them all.",
-        stacklevel=3,
+    shown = listed([f"{name!r} ({notes[name]})" for name in names])
+    warn(
+        f"regularize: of {len(found)} kernels {what}: {shown}. The report that "
+        "`regularize` returns has them all."
     )
 
 
-def _report(found, changed, notes):
+def _norms_of(found):
+    """Reads the norms, before a change that an error must not leave half done."""
+    return [host_norm(kernel.variable) for kernel in found]
+
+
+def _report(found, norms, changed, notes):
     rows = [
         Attachment(
             kernel.name,
             tuple(kernel.variable.shape),
-            host_norm(kernel.variable),
+            norm,
             kernel.regularizer,
             kernel.name in changed,
             notes.get(kernel.name, ""),
         )
-        for kernel in found
+        for kernel, norm in zip(found, norms, strict=True)
     ]
     caption = f"{len(changed)} of {len(rows)} kernels changed"
     left_out = set(notes) - changed

@@ -1,12 +1,13 @@
 """A callback for `fit` that keeps the norms of the kernels balanced."""
 
 import math
-import warnings
 
 import keras
 
 from keras_weissi.grouping import scale_groups
+from keras_weissi.notices import warn
 from keras_weissi.rescaling import optimizer_of, state_of
+from keras_weissi.solve import NotSolvedError
 from keras_weissi.symmetry import balance
 from keras_weissi.validation import check_bool, invalid, is_count
 
@@ -102,12 +103,11 @@ class ScaleBalancer(keras.callbacks.Callback):
             groups = scale_groups(model)
             self._check(groups)
             rows = balance(model, groups, self.optimizer)
-        except (RuntimeError, ValueError) as error:
+        except (NotSolvedError, ValueError) as error:
             # The model may have diverged: that is for others to deal with.
-            warnings.warn(
+            warn(
                 f"ScaleBalancer left the model as it is after epoch {epoch + 1}. "
-                f"{error}",
-                stacklevel=2,
+                f"{error}"
             )
             return
         shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
@@ -124,8 +124,7 @@ class ScaleBalancer(keras.callbacks.Callback):
         if self._warned or (sources != targets).any():
             return
         self._warned = True
-        warnings.warn(
+        warn(
             f"ScaleBalancer has nothing to balance in model {self.model.name!r}: no "
-            "scale can be shifted between its kernels, see `scale_groups(model)`.",
-            stacklevel=2,
+            "scale can be shifted between its kernels, see `scale_groups(model)`."
         )

@@ -2,22 +2,17 @@
 
 import os
 import threading
-import warnings
-from collections.abc import Callable
 from typing import Literal
 
 import keras
-import numpy as np
 
-from keras_weissi.collapse import at_floor, outlooks
-from keras_weissi.norms import Kernel, kernels
 from keras_weissi.private import model_in_training
-from keras_weissi.readers import make_norm_reader
-from keras_weissi.regularizers import WEISSI
-from keras_weissi.selection import Layers, select_kernels, validate_selection
+from keras_weissi.processes import is_first_process
+from keras_weissi.record import RecordFile, is_same, read_csv, rows_before, write_csv
+from keras_weissi.selection import Layers, validate_selection
 from keras_weissi.steps import StepCounter
-from keras_weissi.tables import write_csv
 from keras_weissi.validation import check_bool, invalid, is_count
+from keras_weissi.watch import Watch
 
 
 class NormLogger(keras.callbacks.ProgbarLogger):
@@ -45,6 +40,10 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     warning names each kernel whose norm falls to the `min_norm` of its regularizer or
     stops being finite, once; training goes on.
 
+    Of several processes that train together, by `torch.distributed` or
+    `keras.distribution`, each takes the measurement, but the first alone draws the bar
+    and writes the file.
+
     Args:
         layers: What to watch: names of layers (of kernels, or of nested models), a
             class of layers, or a function from a layer to a bool. Defaults to `None`:
@@ -55,6 +54,15 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             on JAX ends its asynchronous dispatch. Defaults to `"epoch"`.
         progress_bar: bool. `False` if another `ProgbarLogger` in `callbacks` does
             the drawing: Keras adds none of its own in either case. Defaults to `True`.
+        filename: str or path-like: a CSV file that `record` is kept in, saved at the
+            end of every epoch and, with an int as `update_freq`, in between. If it
+            cannot be written, because the disk is full for one, a warning says so, what
+            is in it stays as it is, training goes on, and the next time all is saved.
+            Every logger needs a file of its own. Defaults to `None`: no file.
+        append: bool. Whether to go on with the `record` in a file that exists, in a
+            training that is resumed with `BackupAndRestore` or `initial_epoch`. Rows
+            of epochs that are done once more are replaced. Defaults to `False`: a file
+            that exists is replaced when the training begins.
 
     Attributes:
         record: List of dicts, one a measurement, that starts with the norms before
@@ -66,7 +74,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     Raises:
         ValueError: If an argument is invalid or, when `fit` begins, if `layers`
-            matches no kernel.
+            matches no kernel, or if the file to go on with holds something else.
+        OSError: When `fit` begins, if the file to go on with cannot be read.
 
     Example:
 
@@ -91,6 +100,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         layers: Layers | None = None,
         update_freq: int | Literal["epoch"] = "epoch",
         progress_bar: bool = True,
+        filename: str | os.PathLike | None = None,
+        append: bool = False,
     ) -> None:
         super().__init__()
         if layers is not None:
@@ -99,70 +110,68 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         if not (is_epoch or is_count(update_freq)):
             raise invalid("update_freq", "'epoch' or a positive int", update_freq)
         check_bool(progress_bar, "progress_bar")
+        is_path = isinstance(filename, (str, os.PathLike)) and os.fspath(filename)
+        if not (filename is None or is_path):
+            raise invalid("filename", "a path, or None", filename)
+        check_bool(append, "append")
+        if append and filename is None:
+            raise invalid("append", "False, as there is no `filename`", append)
         self.layers = layers
         self.update_freq = update_freq
         self.progress_bar = progress_bar
+        self.filename = filename
+        self.append = append
         self.record: list[dict[str, float]] = []
         # Tells Keras that the batch hook, which draws the bar, may run on JAX while
         # the next batch is computed, as that of its own bar does.
         self.async_safe = update_freq == "epoch"
-        self._watched: list[Kernel] = []
-        self._read: Callable | None = None
-        self._read_key: tuple | None = None
-        self._penalties: list = []
-        self._warned: set[tuple[str, str]] = set()
+        self._watch = Watch(layers)
+        self._file = None if filename is None else RecordFile(filename)
+        self._is_resumed = False
         self._is_first_epoch = False
         self._epoch = 0
         self._steps = StepCounter()
         self._thread: int | None = None
 
-    def __getstate__(self):
-        # What is compiled can be neither copied nor pickled, and is made again.
-        left_out: dict = {
-            "_watched": [],
-            "_read": None,
-            "_read_key": None,
-            "_penalties": [],
-        }
-        return {**self.__dict__, **left_out}
-
     def set_model(self, model):
         """Takes the model of the `fit`, and lets go of the kernels of another."""
         if model is not model_in_training(self):
-            self._watched, self._penalties = [], []
-            self._read = self._read_key = None
+            self._watch.let_go()
         super().set_model(model)
 
     def set_params(self, params):
         """Takes the parameters of the `fit`; `verbose` is for the bar."""
         super().set_params(params)
         self.params = params  # which ProgbarLogger does not keep
-        if not self.progress_bar:
+        if not (self.progress_bar and is_first_process()):
             self.verbose = 0
 
     def on_train_begin(self, logs=None):
-        """Chooses the kernels to watch, if the model has them by now."""
+        """Chooses the kernels to watch, and reads the file to go on with."""
         super().on_train_begin(logs)
         # An interrupted `fit` has left batches of an epoch that never ended.
         self._steps.close_epoch()
         self._is_first_epoch = True
         self._thread = threading.get_ident()
-        self._prepare()
+        self._watch.choose(self.model)
+        is_new = self.append and not self.record
+        if is_new and self._file is not None and os.path.exists(self._file.path):
+            self.record += read_csv(self._file.path, "filename")
+            self._is_resumed = bool(self.record)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Records the state before the first step, and starts the bar."""
         self._epoch = epoch
-        if self._is_first_epoch and self._read is not None:
-            row = self._row(self._measure())
-            if not self.record or self.record[-1] != row:
-                self.record.append(row)
-        self._is_first_epoch = False
+        if self._is_first_epoch:
+            self._record_start(epoch)
+            self._save()
+        self._is_first_epoch = self._is_resumed = False
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_end(self, batch, logs=None):
         """Counts batches, records every `update_freq` of them, moves the bar."""
-        if self._read is None and threading.get_ident() == self._thread:
-            self._prepare()
+        if not self._watch.is_ready and threading.get_ident() == self._thread:
+            self._watch.choose(self.model, has_run=True)
         if self.update_freq == "epoch":
             self._count(batch)
         else:
@@ -172,8 +181,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     def on_epoch_end(self, epoch, logs=None):
         """Measures, records, and adds the measurement to `logs`."""
         logs = {} if logs is None else logs
-        if self._read is None:
-            self._prepare(last_chance=True)
+        if not self._watch.is_ready:
+            self._watch.choose(self.model, has_run=True)
         measured = self._measure()
         self._epoch = epoch + 1
         row = self._row(measured)
@@ -182,6 +191,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             # The last batch was recorded already, as one of an unfinished epoch.
             self.record.pop()
         self.record.append(row)
+        self._save()
         self._steps.close_epoch()
         logs.update(measured)
         # The bar prints numbers in full; the product alone may have 300 digits.
@@ -213,55 +223,36 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             )
         write_csv(self.record, path)
 
-    def _prepare(self, last_chance=False):
-        model = self.model
-        found = kernels(model)
-        # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
-        if not found and not last_chance:
-            return
-        if self.layers is not None:
-            self._watched = select_kernels(found, self.layers)
-        else:
-            carriers = [k for k in found if isinstance(k.regularizer, WEISSI)]
-            self._watched = carriers or found
-        if not self._watched:
-            warnings.warn(
-                f"NormLogger found no kernel to watch in model {model.name!r}.",
-                stacklevel=2,
-            )
-        key = self._key(model)
-        if self._read is None or key != self._read_key:
-            self._read = make_norm_reader(self._watched, model)
-            self._read_key = key
-            # Held, so that no later regularizer is given the id of an earlier one.
-            self._penalties = [v.regularizer for v in model.trainable_variables]
-            self._warned.clear()
-        for name, message in outlooks(model, found):
-            self._warn_once("limit", name, message)
-
-    def _key(self, model):
-        """What the compiled reader depends on."""
-        penalties = ((id(v), id(v.regularizer)) for v in model.trainable_variables)
-        return (model.run_eagerly, *(id(k.variable) for k in self._watched), *penalties)
-
     def _measure(self):
-        model = self.model  # on JAX, brings the state of training to the model
-        if self._key(model) != self._read_key:
-            self._prepare()  # a callback may have called `regularize`
-        assert self._read is not None  # made in the first step at the latest
-        norms, penalty = self._read()
-        self._warn(norms)
-        with np.errstate(divide="ignore", over="ignore"):
-            log_product = float(np.sum(np.log(norms)))
-            product = float(np.exp(log_product))
-        measured = {
-            f"norm/{kernel.name}": float(norm)
-            for kernel, norm in zip(self._watched, norms, strict=True)
-        }
-        measured["norm_product"] = product
-        measured["log_norm_product"] = log_product
-        measured["regularization_loss"] = penalty
-        return measured
+        # On JAX, `self.model` brings the state of training to the model.
+        return self._watch.measure(self.model)
+
+    def _record_start(self, epoch):
+        if self._is_resumed:
+            self.record[:] = rows_before(epoch, self.record)
+            self._steps = StepCounter(self.record[-1]["step"] if self.record else 0)
+        if not self._watch.is_ready:
+            return
+        row = self._row(self._measure())
+        if self._is_resumed and self.record and self.record[-1]["epoch"] == epoch:
+            self.record.pop()  # the same, as far as the weights have been restored
+        if not (self.record and is_same(self.record[-1], row)):
+            self.record.append(row)
+
+    def _save(self):
+        if self._file is None or not self.record or not is_first_process():
+            return
+        try:
+            self._file.save(self.record)
+        except OSError as error:
+            self._watch.warn_once(
+                "file",
+                "",
+                f"NormLogger could not save its record, and training goes on: {error}. "
+                "What is missing in the file is saved as soon as it can be.",
+            )
+        else:
+            self._watch.may_warn_again("file", "")
 
     def _count(self, batch):
         together = getattr(model_in_training(self), "steps_per_execution", 1)
@@ -269,7 +260,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     def _record_batch(self, batch):
         if threading.get_ident() != self._thread:
-            self._warn_once(
+            self._watch.warn_once(
                 "threads",
                 "",
                 "NormLogger(update_freq=...) cannot record batches when it is not in a "
@@ -279,35 +270,10 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         before = self._steps.total
         self._count(batch)
         is_due = self._steps.total // self.update_freq > before // self.update_freq
-        if is_due and self._read is not None:
+        if is_due and self._watch.is_ready:
+            # Not yet this row: if the epoch ends here, another takes its place.
+            self._save()
             self.record.append(self._row(self._measure()))
 
     def _row(self, measured):
         return {"epoch": self._epoch, "step": self._steps.total, **measured}
-
-    def _warn(self, norms):
-        for kernel, norm in zip(self._watched, norms, strict=True):
-            if not np.isfinite(norm):
-                self._warn_once(
-                    "not finite",
-                    kernel.name,
-                    f"The norm of kernel {kernel.name!r} is no longer finite: {norm}.",
-                )
-        fallen = at_floor(self._watched, norms)
-        new = [
-            message for name, message in fallen if ("floor", name) not in self._warned
-        ]
-        self._warned.update(("floor", name) for name, _ in fallen)
-        if new:
-            more = f"; and {len(new) - 3} more" if len(new) > 3 else ""
-            warnings.warn(
-                f"Norms of kernels are at their floor: {'; '.join(new[:3])}{more}. "
-                "The layers are collapsing, which a smaller `log_norm` prevents, or "
-                "were initialized too small.",
-                stacklevel=2,
-            )
-
-    def _warn_once(self, what, name, message):
-        if (what, name) not in self._warned:
-            self._warned.add((what, name))
-            warnings.warn(message, stacklevel=2)

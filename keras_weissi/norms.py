@@ -15,8 +15,10 @@ import numpy as np
 from keras_weissi.graph import Graph
 from keras_weissi.homogeneity import gamma_of
 from keras_weissi.private import sublayers
-from keras_weissi.regularizers import WEISSI
+from keras_weissi.processes import to_numpy
+from keras_weissi.regularizers import WEISSI, dtype_of_sums
 from keras_weissi.tables import (
+    Columns,
     KernelTable,
     format_norm,
     format_regularizer,
@@ -49,7 +51,7 @@ class Kernel:
     parents: tuple[keras.Layer, ...] = ()
 
     @property
-    def regularizer(self):
+    def regularizer(self) -> keras.regularizers.Regularizer | None:
         """The regularizer that acts on the kernel, or `None`."""
         return self.variable.regularizer
 
@@ -138,7 +140,7 @@ class NormRow:
 
 def norm_table(
     model: keras.Model, print_fn: Callable[[str], object] | None = print
-) -> KernelTable | None:
+) -> KernelTable[NormRow] | None:
     """Prints the kernels of a model with their norms, as a table.
 
     Args:
@@ -187,7 +189,7 @@ def norm_table(
         )
         for kernel, norm, share in zip(found, norms, shares, strict=True)
     ]
-    columns = {
+    columns: Columns = {
         "name": str,
         "shape": format_shape,
         "norm": format_norm,
@@ -198,7 +200,8 @@ def norm_table(
     caption = f"log norm product: {total:.4f}"
     ours = [isinstance(kernel.regularizer, WEISSI) for kernel in found]
     if any(ours) and not all(ours):
-        part = float(np.sum(logs[ours]))
+        with np.errstate(invalid="ignore"):
+            part = float(np.sum(logs[ours]))
         caption += (
             f"; of the {sum(ours)} with WEISSI, which NormLogger watches: {part:.4f}"
         )
@@ -227,9 +230,9 @@ def host_pieces(variable):
     variable, and float32 for any other, also for those that NumPy has no dtype for.
     """
     shape = tuple(variable.shape)
-    dtype = "float64" if variable.dtype == "float64" else "float32"
+    dtype = dtype_of_sums(variable.dtype)
     if math.prod(shape) <= PIECE:
-        yield keras.ops.convert_to_numpy(keras.ops.cast(variable.value, dtype))
+        yield to_numpy(keras.ops.cast(variable.value, dtype))
         return
     rows = max(1, PIECE // math.prod(shape[1:]))
     for start in range(0, shape[0], rows):
@@ -237,7 +240,7 @@ def host_pieces(variable):
         corner = (start, *(0 for _ in shape[1:]))
         extent = (min(rows, shape[0] - start), *shape[1:])
         piece = keras.ops.slice(variable.value, corner, extent)
-        yield keras.ops.convert_to_numpy(keras.ops.cast(piece, dtype))
+        yield to_numpy(keras.ops.cast(piece, dtype))
 
 
 def _walk(layer, parents=None, seen=None):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from keras_weissi.record import read_csv
 
 if TYPE_CHECKING:
     import keras
@@ -17,14 +20,19 @@ _MAX_NAMED_LINES = 12
 
 
 def plot_norms(
-    source: NormLogger | keras.callbacks.History | dict[str, list[float]],
+    source: NormLogger
+    | str
+    | os.PathLike
+    | keras.callbacks.History
+    | dict[str, list[float]],
     ax: Axes | None = None,
 ) -> Axes:
     """Draws the norm of each kernel and their product over the epochs, on a log axis.
 
     Args:
-        source: A `NormLogger`, or the `keras.callbacks.History` that `fit` returned
-            when a `NormLogger` was among its callbacks, or its `history` dict.
+        source: A `NormLogger`, or the path of its file, or the
+            `keras.callbacks.History` that `fit` returned when a `NormLogger` was among
+            its callbacks, or its `history` dict.
         ax: `matplotlib.axes.Axes` to draw on, one call for each: it gets a second
             axis on the right, for which `plt.subplots(1, 2, layout="constrained")`
             leaves room. Defaults to `None`: a new figure.
@@ -34,6 +42,7 @@ def plot_norms(
 
     Raises:
         ValueError: If `source` holds no norms.
+        OSError: If it is a path, and cannot be read.
         ImportError: If matplotlib is not installed.
 
     Example:
@@ -146,10 +155,13 @@ def _shortened(name, letters):
 
 def _series(source):
     """Returns the epochs, the norms by name, and the log of their product."""
-    is_logger = hasattr(source, "record")
-    if is_logger:
-        keys = dict.fromkeys(key for row in source.record for key in row)
-        history = {key: [row.get(key, np.nan) for row in source.record] for key in keys}
+    if isinstance(source, (str, os.PathLike)):
+        rows = read_csv(source, "source")
+    else:
+        rows = getattr(source, "record", None)
+    if rows is not None:
+        keys = dict.fromkeys(key for row in rows for key in row)
+        history = {key: [row.get(key, np.nan) for row in rows] for key in keys}
     else:
         history = getattr(source, "history", source)
         history = history if isinstance(history, dict) else {}
@@ -157,11 +169,11 @@ def _series(source):
     if not names or "log_norm_product" not in history:
         raise ValueError(
             "Invalid value for argument `source`. Expected a NormLogger after a fit, "
-            "or the History of a fit with a NormLogger among its callbacks. "
+            "its file, or the History of a fit with a NormLogger among its callbacks. "
             f"Received: {source!r}, with keys {list(history)}"
         )
-    if is_logger:
-        epochs = _continuous_epochs(source.record)
+    if rows is not None:
+        epochs = _continuous_epochs(rows)
     else:
         count = len(history[names[0]])
         epochs = getattr(source, "epoch", None)

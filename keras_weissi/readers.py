@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_weissi.regularizers import WEISSI
+from keras_weissi.regularizers import WEISSI, dtype_of_sums
 
 
 def make_norm_reader(watched, model):
@@ -39,8 +39,8 @@ def make_norm_reader(watched, model):
             others.append(variable)
     variables = list({id(v): v for v in [*watched, *penalized]}.values())
     position = {id(v): i for i, v in enumerate(variables)}
-    dtypes = {"float64" if v.dtype == "float64" else "float32" for v in variables}
-    dtype = "float64" if "float64" in dtypes else "float32"
+    dtypes = {dtype_of_sums(v.dtype) for v in variables}
+    dtype = max(dtypes, default="float32")  # "float64" if there is one
 
     def measure(values):
         norm = {}

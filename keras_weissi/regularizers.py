@@ -45,7 +45,8 @@ class WEISSI(keras.regularizers.Regularizer):
     The loss is negative for a norm below 1. It is computed in float32, or in float64
     for a float64 kernel, and returned so, unless `keras.config.floatx()` is a half
     precision, as losses then are. Norms beyond 1.8e19, whose square
-    is no float32 number, count as 1.8e19.
+    is no float32 number, count as 1.8e19. On JAX, the second term has derivatives in
+    reverse mode alone (`jax.grad`, `jax.hessian`), not in forward mode (`jax.jvp`).
 
     Args:
         log_norm: float, from 0 to 1e12, and to `1e36 * min_norm ** 2`. Coefficient of
@@ -154,7 +155,12 @@ def _as_float_tensor(x):
         )
     # In float16, squares overflow from 256 on. On TensorFlow the cast, which copies
     # nothing if the dtype is right, also turns a variable into a tensor.
-    return ops.cast(x, "float64" if dtype == "float64" else "float32")
+    return ops.cast(x, dtype_of_sums(dtype))
+
+
+def dtype_of_sums(dtype):
+    """Returns the dtype in which sums over a kernel of another dtype are computed."""
+    return "float64" if dtype == "float64" else "float32"
 
 
 def _bounded(x, low, high):
@@ -171,8 +177,8 @@ def _bounded(x, low, high):
 #   incoming scalar, then multiplies. A gradient of our own multiplies by the scalar.
 # - JAX takes the derivative of `absolute` at 0 to be 1. A gradient of our own makes it
 #   0, as elsewhere, without another pass.
-# - It costs JAX the forward-mode derivatives of the direction term; so elsewhere there
-#   is none.
+# - It costs JAX the forward-mode derivatives of the direction term, see the class; so
+#   elsewhere there is none.
 # - It is `x * x` because the derivative of `square`, 2 * x, overflows before x does.
 
 

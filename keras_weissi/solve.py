@@ -14,6 +14,10 @@ _LEAST_COEFFICIENT = 1e-6
 _NEWTON_STEPS = 200
 
 
+class NotSolvedError(RuntimeError):
+    """A minimum was not found; not what a device that fails raises."""
+
+
 def balanced_log_scales(count, sources, targets, log_norms):
     """Finds the scales of the nodes that make the kernels smallest, all in all.
 
@@ -34,7 +38,7 @@ def balanced_log_scales(count, sources, targets, log_norms):
         bools that are true for nodes that are held, `GROUND` among them.
 
     Raises:
-        RuntimeError: If the minimum is not found.
+        NotSolvedError: If the minimum is not found.
     """
     chosen = np.isfinite(log_norms) & (sources != targets)
     _, is_free = on_cycles(count, sources, targets, chosen)
@@ -93,7 +97,7 @@ def balanced_log_scales(count, sources, targets, log_norms):
                 break
             solution = solution - np.clip(step, -1.0, 1.0)
     if not off < 1e-9:
-        raise RuntimeError(
+        raise NotSolvedError(
             f"The balanced scales were not found: a group is off by {off:.1e}"
         )
     scales[is_free] = solution

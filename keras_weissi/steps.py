@@ -7,10 +7,13 @@ class StepCounter:
     """Counts batches over the epochs of one `fit` after the other.
 
     Keras may call the batch hook from several threads, a little out of order.
+
+    Args:
+        before: int, the number of batches that were counted earlier. Defaults to `0`.
     """
 
-    def __init__(self):
-        self._before_epoch = 0
+    def __init__(self, before=0):
+        self._before_epoch = before
         # Appending is safe there, and the last few are enough to know the greatest.
         self._done: collections.deque[int] = collections.deque(maxlen=64)
 

@@ -1,12 +1,10 @@
 """Tables of kernels, to be printed and to be read by a program."""
 
-import csv
 import dataclasses
 import io
-import os
 import shutil
-import threading
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, TypeVar
 
 # Where there is no terminal, or none that says how wide it is.
 _WIDTH = 160
@@ -15,7 +13,11 @@ _WIDTH = 160
 _PROSE = ("note", "pinned_by", "outputs_of")
 
 
-class KernelTable(list):
+Row = TypeVar("Row")
+Columns: TypeAlias = dict[str, Callable[[Any], str]]
+
+
+class KernelTable(list[Row]):
     """A list of rows, one a kernel, that prints as a table.
 
     The rows are dataclasses; `to_dicts` gives plain dicts, as for a data frame.
@@ -26,19 +28,25 @@ class KernelTable(list):
         caption: str, a line below the table. Defaults to `""`.
     """
 
-    def __init__(self, rows, columns, caption=""):
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        columns: Columns,
+        caption: str = "",
+    ) -> None:
         super().__init__(rows)
         self._columns = columns
         self._caption = caption
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Returns the rows as a list of plain dicts."""
+        rows: list[Any] = list(self)
         return [
             {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
-            for row in self
+            for row in rows
         ]
 
-    def __str__(self):
+    def __str__(self) -> str:
         # Not at the top of the module: printing is rare, and rich takes a while.
         from rich.console import Console
         from rich.table import Table
@@ -63,48 +71,6 @@ class KernelTable(list):
         return file.getvalue().rstrip()
 
     __repr__ = __str__
-
-
-def write_csv(rows, path):
-    """Writes a list of dicts to a CSV file, which is replaced in one go.
-
-    Args:
-        rows: List of dicts, a row each; they need not have the same keys.
-        path: str or path-like.
-
-    Raises:
-        OSError: If the file cannot be written. An old one is left whole.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    path = os.path.abspath(path)
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"Cannot write {path}: there is no folder {folder}")
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"Cannot write {path}: it is a folder")
-    if os.path.exists(path) and not os.path.isfile(path):
-        # A device or a pipe, such as /dev/stdout, must not be replaced by a file.
-        target = temporary = path
-    else:
-        target = os.path.realpath(path)  # what a link stands for, not the link
-        # Another thread may write to the same file.
-        temporary = f"{target}.{os.getpid()}.{threading.get_ident()}.tmp"
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        if temporary != target:
-            if os.path.exists(target):
-                shutil.copymode(target, temporary)
-            os.replace(temporary, target)
-    except BaseException as error:
-        if temporary != target and os.path.lexists(temporary):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None:
-            # A full disk does not say which file there is no space for.
-            error.filename, error.filename2 = path, None
-        raise
 
 
 def format_regularizer(regularizer):

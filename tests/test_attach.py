@@ -729,3 +729,18 @@ def test_norm_table_of_something_else():
         ValueError, match="Expected a keras.Model. Received: model=None"
     ):
         norms.norm_table(None)
+
+
+@pytest.mark.parametrize("change", [lambda m: regularize(m, WEISSI(0.3)), deregularize])
+def test_norms_that_cannot_be_read_leave_the_model_as_it_was(change, monkeypatch):
+    before = WEISSI(0.1)
+    dense = layers.Dense(2, kernel_regularizer=before)
+    model = keras.Sequential([keras.Input((4,)), dense])
+
+    def fail(variable):
+        raise MemoryError
+
+    monkeypatch.setattr("keras_weissi.attach.host_norm", fail)
+    with pytest.raises(MemoryError):
+        change(model)
+    assert dense.kernel_regularizer is dense.kernel.regularizer is before

@@ -275,3 +275,15 @@ def test_a_model_without_a_free_scale_is_named_once():
         warnings.filterwarnings("error", "ScaleBalancer")
         history = make("relu").fit(X, y, verbose=0, callbacks=[ScaleBalancer()])
     assert history.history["scale_shift"][0] > 0
+
+
+def test_a_device_that_fails_ends_the_fit(monkeypatch):
+    """Backends raise a RuntimeError then, as if the scales had not been found."""
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("keras_weissi.balancer.balance", fail)
+    model = make_model()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(model, 1, ScaleBalancer())

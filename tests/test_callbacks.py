@@ -11,6 +11,7 @@ from helpers import BACKEND, norm_of, penalty_of
 from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, norms, regularize
+from keras_weissi.record import read_csv
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X[:, :1]
@@ -215,6 +216,80 @@ def test_csv_errors_say_what_is_missing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("update_freq", ["epoch", 1, 3, 4])
+def test_the_file_is_the_record_at_the_end_of_every_epoch(update_freq, tmp_path):
+    path = tmp_path / "norms.csv"
+    path.write_text("an old file")
+    logger = NormLogger(update_freq=update_freq, filename=str(path))
+    model, files = make_model(WEISSI()), []
+
+    def look(*_):
+        files.append(read_csv(path, "filename") == logger.record)
+
+    looking = keras.callbacks.LambdaCallback(on_epoch_begin=look, on_epoch_end=look)
+    fit(model, logger, looking)
+    fit(model, logger, looking, epochs=1)  # it goes on with what it has
+    assert files == [True] * 6
+    assert [row["epoch"] for row in logger.record if row["step"] in (0, 4, 8, 12)] == [
+        *(0, 1, 2, 0, 1)
+    ]
+
+
+def test_rows_between_epochs_are_saved_in_between(tmp_path):
+    path = tmp_path / "norms.csv"
+    logger = NormLogger(update_freq=1, filename=path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(WEISSI()), logger, Interrupt())
+    steps = [row["step"] for row in logger.record]
+    assert steps == [0, 1, 2, 3]
+    # The last waits for the next, as the end of the epoch would have taken its place.
+    assert read_csv(path, "filename") == logger.record[:-1]
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", 3])
+def test_a_record_goes_on_where_the_weights_do(update_freq, tmp_path):
+    path = tmp_path / "norms.csv"
+    model = make_model(WEISSI())
+    loggers = [
+        NormLogger(update_freq=update_freq, filename=path, append=True)
+        for _ in range(3)
+    ]
+    fit(model, loggers[0], epochs=2)
+    fit(model, loggers[1], initial_epoch=2, epochs=4)
+    model.set_weights([w + 1 for w in model.get_weights()])
+    fit(model, loggers[2], initial_epoch=3, epochs=4)
+    ends = [row for row in loggers[2].record if row["step"] % 4 == 0]
+    assert [(row["epoch"], row["step"]) for row in ends] == [
+        *((0, 0), (1, 4), (2, 8), (3, 12), (4, 16)),
+    ]
+    # Nothing before the third epoch's end has changed, and all is new from there on.
+    position = loggers[1].record.index(
+        next(r for r in loggers[1].record if r["epoch"] == 3)
+    )
+    assert loggers[2].record[:position] == loggers[1].record[:position]
+    for key in ("norm/h0", "log_norm_product"):
+        assert loggers[2].record[position][key] != loggers[1].record[position][key]
+    assert read_csv(path, "filename") == loggers[2].record
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        ({"filename": ""}, "filename"),
+        ({"filename": 3}, "filename"),
+        ({"filename": b"norms.csv"}, "filename"),
+        ({"filename": ["norms.csv"]}, "filename"),
+        ({"filename": True}, "filename"),
+        ({"filename": "norms.csv", "append": 1}, "append"),
+        ({"append": True}, "append"),
+    ],
+)
+def test_bad_files(arguments, name):
+    message = f"Invalid value for argument `{name}`. Expected .* Received: {name}="
+    with pytest.raises(ValueError, match=message):
+        NormLogger(**arguments)
+
+
 def test_other_callbacks_get_the_values(tmp_path):
     model = make_model(WEISSI())
     callbacks = [
@@ -407,9 +482,9 @@ def test_what_is_compiled_is_kept_until_something_changes():
     logger = NormLogger()
     model = make_model(WEISSI())
     fit(model, logger)
-    read = logger._read
+    read = logger._watch._read
     fit(model, logger)
-    assert logger._read is read
+    assert logger._watch._read is read
     model.get_layer("h0").kernel.regularizer = WEISSI(7.0)
     model.compile("sgd", "mse")
     history = fit(model, logger, epochs=1).history
@@ -564,6 +639,11 @@ def test_a_regularizer_that_a_callback_puts_on_is_logged_from_then_on():
     ]
     logged = history["regularization_loss"]
     np.testing.assert_allclose(logged, expected, rtol=1e-5)
+    # What is watched stays the same through a `fit`, for the columns of a log.
+    assert {key for key in history if key.startswith("norm/")} == {"norm/h0", "norm/h1"}
+    assert {len(values) for values in history.values()} == {3}
+    again = fit(model, logger, epochs=1).history
+    assert "norm/out" in again
     rows = {row["step"]: row["regularization_loss"] for row in logger.record}
     assert rows[5] == logged[1]
 
@@ -573,3 +653,61 @@ def test_a_coefficient_of_zero_is_logged_as_no_penalty():
     logger = NormLogger()
     fit(model, logger)
     assert [row["regularization_loss"] for row in logger.record] == [0.0] * 3
+
+
+class LateHead(keras.Model):
+    """Its first layers are built, and `fit` builds the last."""
+
+    def __init__(self, trainable=True):
+        super().__init__()
+        self.body = make_model(WEISSI())
+        self.head = layers.Dense(1, name="head", kernel_regularizer=WEISSI())
+        self.head.trainable = trainable
+
+    def call(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("choice", [None, "head"])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_layers_that_fit_builds_are_watched_with_those_that_are(choice, trainable):
+    model = LateHead(trainable)
+    model.compile("sgd", "mse")
+    logger = NormLogger(choice, update_freq=2)
+    history = fit(model, logger, epochs=2).history
+    norm = norm_of(model.head.kernel)
+    assert history["norm/head"][-1] == pytest.approx(norm, rel=1e-6)
+    body = f"norm/{model.body.name}/h0"
+    assert (body in history) == (choice is None)
+    # All rows are of the same kernels. TensorFlow knows them after the first step.
+    assert len({tuple(row) for row in logger.record}) == 1
+    steps = [0] * (BACKEND != "tensorflow") + [2, 4, 6, 8]
+    assert [row["step"] for row in logger.record] == steps
+
+
+def test_a_norm_of_0_beside_an_infinite_one_makes_no_noise():
+    model = make_model()
+    model.get_layer("h0").kernel.assign(np.zeros((4, 4)))
+    model.get_layer("h1").kernel.assign(np.full((4, 4), np.inf))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        history = fit(model, NormLogger()).history
+        norms.norm_table(model, print_fn=None)
+    assert np.isnan(history["log_norm_product"]).all()
+
+
+def test_a_state_that_is_not_a_number_is_recorded_once():
+    model = make_model()
+    model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
+    logger = NormLogger()
+    fit(model, logger, epochs=1)
+    fit(model, logger, initial_epoch=1, epochs=2)
+    assert [row["epoch"] for row in logger.record] == [0, 1, 2]
+
+
+def test_an_empty_file_is_a_record_of_nothing(tmp_path):
+    path = tmp_path / "norms.csv"
+    path.touch()
+    logger = NormLogger(filename=path, append=True)
+    fit(make_model(), logger)
+    assert read_csv(path, "filename") == logger.record and len(logger.record) == 3

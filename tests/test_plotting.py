@@ -51,6 +51,28 @@ def test_history_and_its_dict_are_drawn_too():
         np.testing.assert_allclose(line.get_ydata(), history.history["norm/layer_0"])
 
 
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_a_file_is_drawn_as_its_logger(kind, tmp_path):
+    path = tmp_path / "norms.csv"
+    logger = NormLogger(update_freq=2, filename=path)
+    train(2, logger)
+    drawn = [
+        [
+            line.get_xydata()
+            for axes in plot_norms(source).figure.axes
+            for line in axes.get_lines()
+        ]
+        for source in (logger, kind(path))
+    ]
+    for of_logger, of_file in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(of_logger, of_file)
+    with pytest.raises(FileNotFoundError, match="none.csv"):
+        plot_norms(kind(tmp_path / "none.csv"))
+    path.write_text("loss\n1\n")
+    with pytest.raises(ValueError, match="argument `source`. Expected .*norms.csv"):
+        plot_norms(kind(path))
+
+
 def test_batches_and_further_fits_have_their_place():
     logger = NormLogger(update_freq=2)
     model, _ = train(2, logger, epochs=1)

@@ -19,7 +19,7 @@ import pytest
 from helpers import ROOT, norm_of, penalty_of, run_python, to_numpy
 from keras import layers
 
-from keras_weissi import WEISSI, NormLogger, regularize
+from keras_weissi import WEISSI, NormLogger, ScaleBalancer, regularize
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X[:, :1]
@@ -65,7 +65,7 @@ import os, pathlib, signal, sys
 import keras, numpy as np
 from keras_weissi import WEISSI, NormLogger
 
-folder, run, last = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 keras.utils.set_random_seed(1)
 x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 weissi = {"kernel_regularizer": WEISSI(0.1, 0.01)}
@@ -75,7 +75,7 @@ model = keras.Sequential([
     keras.layers.Dense(1, name="out", **weissi),
 ])
 model.compile("adam", "mse")
-logger = NormLogger()
+logger = NormLogger(update_freq=1, filename=folder / "norms.csv", append=True)
 
 
 class Kill(keras.callbacks.Callback):
@@ -87,9 +87,6 @@ class Kill(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if (self.epoch, batch) == (last, 1):
             os.kill(os.getpid(), signal.SIGKILL)
-
-    def on_epoch_end(self, epoch, logs=None):
-        logger.to_csv(folder / f"norms-{run}.csv")
 
 
 model.fit(x, x[:, :1], batch_size=8, epochs=5, shuffle=False, verbose=0, callbacks=[
@@ -112,11 +109,11 @@ def read_csv(path):
         ]
 
 
-def assert_rows_equal(rows, expected, without=()):
+def assert_rows_equal(rows, expected):
     assert len(rows) == len(expected)
     for row, other in zip(rows, expected, strict=True):
         assert set(row) == set(other)
-        for key in set(row) - set(without):
+        for key in row:
             assert row[key] == pytest.approx(other[key], rel=1e-6), key
 
 
@@ -126,16 +123,19 @@ def test_a_killed_training_goes_on_without_a_gap_or_a_repeat(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    result = run_python("-c", TRAINING, whole, "whole", -1)
+    result = run_python("-c", TRAINING, whole, -1)
     assert result.returncode == 0, result.stderr
     final = [float(line) for line in result.stdout.split()]
-    for run, last, code in (
-        ("first", 2, -signal.SIGKILL),
-        ("second", 3, -signal.SIGKILL),
-        ("third", -1, 0),
-    ):
-        result = run_python("-c", TRAINING, parts, run, last)
+    expected_record = read_csv(whole / "norms.csv")
+    assert [row["step"] for row in expected_record] == list(range(21))
+    # Killed in the first epoch, before there is a backup, and in later ones.
+    for last, code in ((0, -9), (2, -9), (3, -9), (-1, 0)):
+        result = run_python("-c", TRAINING, parts, last)
         assert result.returncode == code, result.stderr
+        if code:
+            # What was recorded of the epoch that ended there is done once more.
+            steps = [row["step"] for row in read_csv(parts / "norms.csv")]
+            assert steps == list(range(4 * last + 2))
     resumed = [float(line) for line in result.stdout.split()]
     assert resumed == pytest.approx(final, rel=1e-6)
 
@@ -143,21 +143,7 @@ def test_a_killed_training_goes_on_without_a_gap_or_a_repeat(tmp_path):
     assert [row["epoch"] for row in expected] == [0, 1, 2, 3, 4]
     assert_rows_equal(read_csv(parts / "log.csv"), expected)
     assert expected[-1]["norm/out"] == pytest.approx(final[1], rel=1e-6)
-    # The record of each run starts with the state that the one before left behind;
-    # its steps are those that this logger has seen.
-    expected = read_csv(whole / "norms-whole.csv")
-    first, second, third = (
-        read_csv(parts / f"norms-{run}.csv") for run in ("first", "second", "third")
-    )
-    assert [[row["epoch"] for row in part] for part in (first, second, third)] == [
-        [0, 1, 2],
-        [2, 3],
-        [3, 4, 5],
-    ]
-    assert_rows_equal(first, expected[:3])
-    assert_rows_equal(second, expected[2:4], without=["step"])
-    assert_rows_equal(third, expected[3:], without=["step"])
-    assert [row["step"] for row in third] == [0, 4, 8]
+    assert_rows_equal(read_csv(parts / "norms.csv"), expected_record)
 
 
 @pytest.fixture
@@ -181,46 +167,117 @@ def full_disk(tmp_path, monkeypatch):
     switch(False)
 
 
-def test_a_full_disk_stops_the_fit_with_the_name_of_the_file(tmp_path, full_disk):
+def saved_epochs(path):
+    return [row["epoch"] for row in read_csv(path)] if path.exists() else None
+
+
+def told_of(caught):
+    """The warnings of a file, in order."""
+    messages = [str(w.message) for w in caught]
+    return [m for m in messages if m.startswith("NormLogger could not save")]
+
+
+@pytest.mark.parametrize("full", [{0}, {1}, {1, 2}, {1, 3}, {4}])
+def test_training_goes_on_when_the_disk_is_full(full, tmp_path, full_disk):
+    """Full from the beginning of one epoch to its end, and then there is room again."""
     path = tmp_path / "norms.csv"
-    model, logger, watch = make_model(), NormLogger(), Watch()
+    logger, watch, files = NormLogger(filename=path), Watch(), []
+    fill = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: full_disk(epoch in full)
+    )
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: files.append(
+            (saved_epochs(path), os.listdir(tmp_path), len(told_of(caught)))
+        )
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = fit(make_model(), fill, logger, watch, look, epochs=5)
+    full_disk(False)
+    assert len(history.history["loss"]) == 5
+    epochs, told = ([0] if 0 not in full else None), 0
+    for epoch, (saved, listed, warned) in enumerate(files):
+        if epoch not in full:
+            epochs = list(range(epoch + 2))
+        told += epoch in full and epoch - 1 not in full
+        assert saved == epochs and warned == told
+        assert listed == (["norms.csv"] if saved else [])
+    for message in told_of(caught):
+        assert "training goes on" in message
+        assert "No space left on device" in message and str(path) in message
+    if 4 not in full:
+        for row, norms in zip(read_csv(path)[1:], watch.norms, strict=True):
+            logged = [row["norm/hidden"], row["norm/out"]]
+            assert logged == pytest.approx(norms, rel=1e-6)
+    # Nothing is lost in any case: it is all in `record`.
+    assert [row["epoch"] for row in logger.record] == [0, 1, 2, 3, 4, 5]
 
-    def save(epoch, logs):
-        full_disk(epoch == 1)
-        logger.to_csv(path)
 
-    saving = keras.callbacks.LambdaCallback(on_epoch_end=save)
+@pytest.mark.parametrize(
+    "path, why",
+    [
+        ("none/norms.csv", "there is no folder"),
+        (".", "it is a folder"),
+        ("/proc/norms.csv", "/proc/norms.csv"),
+    ],
+)
+def test_training_goes_on_when_a_path_cannot_be_written(path, why, tmp_path):
+    path = tmp_path / path
+    logger = NormLogger(filename=path)
+    with pytest.warns(UserWarning, match="training goes on") as caught:
+        fit(make_model(), logger, epochs=3)
+    (message,) = told_of(caught)
+    assert why in message and str(path) in message and ".tmp" not in message
+    assert [row["epoch"] for row in logger.record] == [0, 1, 2, 3]
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_that_comes_back_gets_the_whole_record(tmp_path):
+    folder, aside = tmp_path / "folder", tmp_path / "aside"
+    folder.mkdir()
+
+    def move(epoch, logs):
+        if epoch == 1:
+            folder.rename(aside)
+        if epoch == 3:
+            folder.mkdir()
+
+    moving = keras.callbacks.LambdaCallback(on_epoch_begin=move)
+    with pytest.warns(UserWarning, match="there is no folder"):
+        fit(make_model(), moving, NormLogger(filename=folder / "norms.csv"), epochs=4)
+    assert saved_epochs(aside / "norms.csv") == [0, 1]
+    assert saved_epochs(folder / "norms.csv") == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("content", ["loss\n1.0\n", "epoch,step\n0,0\n", "\x00"])
+def test_a_file_of_something_else_is_not_gone_on_with(content, tmp_path):
+    path = tmp_path / "norms.csv"
+    path.write_text(content)
+    model = make_model()
+    before = [to_numpy(w.value).copy() for w in model.weights]
+    logger = NormLogger(filename=path, append=True)
+    with pytest.raises(ValueError, match="argument `filename`. Expected .*norms.csv"):
+        fit(model, logger)
+    assert path.read_text() == content and not logger.record
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, to_numpy(weight.value))
+
+
+def test_a_full_disk_is_an_error_of_to_csv_with_the_name_of_the_file(
+    tmp_path, full_disk
+):
+    path = tmp_path / "norms.csv"
+    logger = trained_logger()
+    logger.to_csv(path)
+    old = path.read_bytes()
+    logger.record.append({**logger.record[-1], "epoch": 2})
+    full_disk(True)
     with pytest.raises(OSError) as caught:
-        fit(model, logger, watch, saving, epochs=4)
+        logger.to_csv(path)
     full_disk(False)
     assert caught.value.errno == errno.ENOSPC
     assert str(path) in str(caught.value) and "No space left" in str(caught.value)
-    # The file is that of the first epoch, nothing lies beside it, nothing is lost.
-    assert [row["epoch"] for row in read_csv(path)] == [0, 1]
-    assert os.listdir(tmp_path) == ["norms.csv"]
-    fit(model, logger, watch, saving, initial_epoch=2, epochs=4)
-    rows = read_csv(path)
-    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4]
-    for row, norms in zip(rows[1:], watch.norms, strict=True):
-        assert [row["norm/hidden"], row["norm/out"]] == pytest.approx(norms, rel=1e-6)
-
-
-def test_a_user_can_let_training_go_on_when_the_disk_is_full(tmp_path, full_disk):
-    path = tmp_path / "norms.csv"
-    logger = NormLogger()
-
-    def save(epoch, logs):
-        full_disk(epoch == 1)
-        try:
-            logger.to_csv(path)
-        except OSError as error:
-            warnings.warn(f"norms not saved: {error}", stacklevel=1)
-
-    saving = keras.callbacks.LambdaCallback(on_epoch_end=save)
-    with pytest.warns(UserWarning, match="not saved.*No space left.*norms.csv") as told:
-        fit(make_model(), logger, saving, epochs=3)
-    assert len([w for w in told if "not saved" in str(w.message)]) == 1
-    assert [row["epoch"] for row in read_csv(path)] == [0, 1, 2, 3]
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["norms.csv"]
 
 
 def trained_logger():
@@ -305,8 +362,10 @@ def test_a_kernel_that_explodes_is_named_in_that_epoch(broken, batch_size):
         assert np.isfinite(history[f"norm/{name}"]).tolist() == finite
 
 
-def test_two_fits_in_two_threads_keep_their_records_apart():
-    models = [make_model(log_norm) for log_norm in (0.05, 0.3)]
+@pytest.mark.parametrize("balanced", [False, True])
+def test_two_fits_in_two_threads_keep_their_records_apart(balanced):
+    models = [make_model(optimizer=keras.optimizers.SGD(0.01, 0.5)) for _ in range(2)]
+    strengths = (0.05, 0.3)
     starts = [
         [norm_of(m.get_layer(n).kernel) for n in ("hidden", "out")] for m in models
     ]
@@ -315,27 +374,35 @@ def test_two_fits_in_two_threads_keep_their_records_apart():
     together = threading.Barrier(2, timeout=120)
     errors = []
 
-    def train(model, logger, watch):
+    def train(model, log_norm, logger, watch):
         meet = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: together.wait()
         )
+        balancer = [ScaleBalancer()] if balanced else []
         try:
-            fit(model, meet, logger, watch, epochs=4)
+            regularize(model, WEISSI(log_norm, 0.01))
+            fit(model, meet, *balancer, logger, watch, epochs=4)
         except Exception as error:
             together.abort()
             errors.append(error)
 
     threads = [
         threading.Thread(target=train, args=arguments)
-        for arguments in zip(models, loggers, watches, strict=True)
+        for arguments in zip(models, strengths, loggers, watches, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(240)
     assert not errors
+    for model, log_norm in zip(models, strengths, strict=True):
+        for name in ("hidden", "out"):
+            kept = model.get_layer(name).kernel_regularizer.get_config()
+            assert kept["log_norm"] == log_norm
     for logger, watch, start in zip(loggers, watches, starts, strict=True):
         rows = [row for row in logger.record if row["step"] % 4 == 0]
+        for norms in watch.norms:
+            assert (norms[0] == pytest.approx(norms[1], rel=1e-6)) == balanced
         index = [(row["epoch"], row["step"]) for row in rows]
         assert index == [(0, 0), (1, 4), (2, 8), (3, 12), (4, 16)]
         for row, norms in zip(rows, [start, *watch.norms], strict=True):

@@ -3,11 +3,15 @@
 import csv
 import doctest
 import importlib
+import inspect
 import json
 import re
 
+import keras
 import pytest
 from helpers import BACKEND, ROOT, run_python
+
+import keras_weissi
 
 MODULES = [
     *("attach", "balancer", "callbacks", "coefficients", "collapse", "grouping"),
@@ -42,6 +46,46 @@ def test_docstring_examples_run(module):
     assert tried and not failed
 
 
+def public():
+    """All that a user meets: functions, classes with their methods and properties."""
+    for name in keras_weissi.__all__:
+        yield name, getattr(keras_weissi, name)
+    yield "plot_norms", importlib.import_module("keras_weissi.plotting").plot_norms
+    for module, names in (
+        ("attach", ["Attachment"]),
+        ("coefficients", ["CoefficientRow", "InvariantCoefficients"]),
+        ("groups", ["KernelEdge", "ScaleGroup", "ScaleGroups"]),
+        ("norms", ["Kernel", "NormRow"]),
+        ("symmetry", ["Rescaling"]),
+        ("tables", ["KernelTable"]),
+    ):
+        module = importlib.import_module(f"keras_weissi.{module}")
+        yield from ((name, getattr(module, name)) for name in names)
+
+
+def test_what_is_public_has_types():
+    seen = []
+    for name, thing in public():
+        members = {"": thing}
+        if inspect.isclass(thing):
+            members = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
+            members |= {k: vars(thing)[k] for k in ("__init__",) if k in vars(thing)}
+        for member, function in members.items():
+            if isinstance(function, property):
+                function = function.fget
+            if not inspect.isfunction(function):
+                continue
+            # The hooks and setters of a callback are those of Keras, without types.
+            if hasattr(keras.callbacks.Callback, member) and member != "__init__":
+                continue
+            parameters = inspect.signature(function).parameters
+            typed = set(function.__annotations__)
+            missing = {*parameters, "return"} - {"self"} - typed
+            assert not missing, (name, member, missing)
+            seen.append((name, member))
+    assert len(seen) > 25 and ("NormLogger", "__init__") in seen
+
+
 def test_readme_snippets_run(tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -50,7 +94,7 @@ def test_readme_snippets_run(tmp_path, monkeypatch):
     program = tmp_path / "readme.py"
     program.write_text("\n".join(snippets))
     monkeypatch.chdir(tmp_path)
-    result = run_python("-W", "error::UserWarning:keras_weissi.callbacks", program)
+    result = run_python("-W", "error::UserWarning:keras_weissi", program)
     assert result.returncode == 0, result.stderr
     assert {"model.keras", "log.csv", "norms.png"} <= {
         p.name for p in tmp_path.iterdir()

@@ -1,0 +1,35 @@
+"""Warnings that are shown each time, and that point to the code of the user."""
+
+import sys
+import warnings
+
+
+def warn(message):
+    """Warns of something, at the line outside of Keras that it came from.
+
+    Python shows a warning once a process by default. But the next model, of a search
+    for one, may have the same fault, and layers of the same names. All are of module
+    `keras_weissi` to the filters of warnings.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None and _is_inside(frame):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        UserWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module="keras_weissi",
+        registry={},
+    )
+
+
+def _is_inside(frame):
+    package = frame.f_globals.get("__name__", "").split(".")[0]
+    return package in ("keras", "keras_weissi")
+
+
+def listed(clauses, most=3):
+    """Joins the first few clauses, and says how many more there are."""
+    more = len(clauses) - most
+    return "; ".join(clauses[:most]) + (f"; and {more} more" if more > 0 else "")
