@@ -1,7 +1,7 @@
 """Trains one small network on many devices, in each way that Keras 3 knows.
 
-Each `train_...` function below is complete: copy the one for your engine. On a machine
-without accelerators the devices are virtual CPUs. Whatever the engine, the penalty is
+Copy the `train_...` function for your engine, and what it calls. On a machine without
+accelerators the devices are virtual CPUs. Whatever the engine, the penalty is
 counted once, `NormLogger` writes one row an epoch, and the weights come out as from a
 single device, up to rounding.
 
@@ -65,7 +65,7 @@ def compile_and_fit(model, out=None):
         keras.optimizers.SGD(RATE, momentum=MOMENTUM),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    logger = NormLogger()
+    logger = NormLogger(filename=out and out / "norms.csv")
     callbacks = [logger]
     if out is not None:
         callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
@@ -166,7 +166,7 @@ def train_ddp(devices, out=None):
 
 
 def ddp_process(rank, devices, folder, out):
-    """Is one of the processes. The first also logs, and leaves the result in a file."""
+    """Is one of the processes. The first leaves the result in a file."""
     import keras
     import torch
     import torch.distributed as dist
@@ -189,12 +189,11 @@ def ddp_process(rank, devices, folder, out):
     x, y = map(keras.ops.convert_to_tensor, make_data())
     steps = len(x) // BATCH
 
-    callbacks = []
-    if rank == 0:
-        logger = NormLogger()
-        callbacks = [logger]
-        if out is not None:
-            callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
+    # In every process: the first alone draws and writes. A CSVLogger does not know.
+    logger = NormLogger(filename=out and out / "norms.csv")
+    callbacks = [logger]
+    if rank == 0 and out is not None:
+        callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
     callbacks = keras.callbacks.CallbackList(
         callbacks, model=parallel, verbose=2, epochs=EPOCHS, steps=steps
     )
@@ -286,8 +285,8 @@ def parse_arguments():
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        help="folder for result.npz (weights, norms, penalty) and log.csv "
-        "(default: nothing is written)",
+        help="folder for result.npz (weights, norms, penalty), norms.csv (the record "
+        "of NormLogger) and log.csv (of CSVLogger) (default: nothing is written)",
     )
     arguments = parser.parse_args()
 
@@ -336,7 +335,7 @@ def main():
     result = train(arguments.devices, arguments.out)
     if arguments.out is not None:
         np.savez(arguments.out / "result.npz", **result)
-        print(f"in {arguments.out}: result.npz, log.csv")
+        print(f"in {arguments.out}: result.npz, norms.csv, log.csv")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -46,14 +47,29 @@ class InvariantCoefficients(dict[str, float]):
         table: `KernelTable` of `CoefficientRow`.
     """
 
-    def __init__(self, coefficients, known, plain_is_invariant, statement, table):
+    def __init__(
+        self,
+        coefficients: dict[str, float],
+        known: dict[str | int, set[float]],
+        layers: list[keras.Layer],
+        plain_is_invariant: bool,
+        statement: str,
+        table: KernelTable[CoefficientRow],
+    ) -> None:
         super().__init__(coefficients)
         self._known = known
+        # By their ids, which no other layer is given as long as they are held.
+        self._layers = layers
         self.plain_is_invariant = plain_is_invariant
         self.statement = statement
         self.table = table
 
-    def __getitem__(self, name):
+    def __getstate__(self):
+        # A copy cannot be asked by a layer: that may have been copied, too.
+        by_name = {k: v for k, v in self._known.items() if isinstance(k, str)}
+        return {**self.__dict__, "_known": by_name, "_layers": []}
+
+    def __getitem__(self, name: str | keras.Layer) -> float:
         found = self._known.get(_key(name), set())
         if len(found) == 1:
             return next(iter(found))
@@ -64,7 +80,7 @@ class InvariantCoefficients(dict[str, float]):
             )
         raise KeyError(f"no layer with a kernel is called {name!r}")
 
-    def get(self, name, default=None):
+    def get(self, name: str | keras.Layer, default: Any = None) -> Any:
         """Returns what `[name]` does, or a default if no layer is called so."""
         return self[name] if _key(name) in self._known else default
 
@@ -130,8 +146,7 @@ def invariant_coefficients(
 
     def why(kernel):
         name = graph.normalization_of(kernel.layer, kernel.parents)
-        is_barred = not include_normalized and name != "?"
-        return why_left_out(kernel, name if is_barred else None)
+        return why_left_out(kernel, name, include_normalized)
 
     left_out = [why(edge.kernel) for edge in edges]
     chosen = np.array([why is None for why in left_out], bool)
@@ -178,7 +193,8 @@ def invariant_coefficients(
         {"name": str, "coefficient": format_norm, "note": str},
     )
     by_name, known = _by_name(rows)
-    return InvariantCoefficients(by_name, known, not reasons, statement, table)
+    layers = [kernel.layer for kernel, _ in rows]
+    return InvariantCoefficients(by_name, known, layers, not reasons, statement, table)
 
 
 def _key(name):
@@ -206,7 +222,9 @@ def _unbalanced(groups, chosen, plain):
     _, sources, targets = groups.ends()
     names = [repr(edge.kernel.name) for edge in groups.edges]
     reasons = []
-    for node, group in enumerate(groups.free, GROUND + 1):
+    for node, group in zip(groups.nodes(), groups.groups, strict=True):
+        if node == GROUND:
+            continue
         enters = (targets == node) & (sources != node)
         leaves = (sources == node) & (targets != node)
         into, out = np.flatnonzero(plain & enters), np.flatnonzero(plain & leaves)

@@ -6,7 +6,9 @@ and the kernels are the edges between the groups. `grouping` finds them.
 """
 
 import dataclasses
+import itertools
 
+import keras
 import numpy as np
 
 from keras_weissi.norms import Kernel
@@ -25,11 +27,11 @@ class ScaleGroup:
     """
 
     index: int
-    layers: tuple
-    pins: tuple
+    layers: tuple[str, ...]
+    pins: tuple[tuple[str, str], ...]
 
     @property
-    def free(self):
+    def free(self) -> bool:
         """Whether the factor may be chosen."""
         return not self.pins
 
@@ -50,7 +52,7 @@ class KernelEdge:
     """
 
     kernel: Kernel
-    shifts: tuple
+    shifts: tuple[keras.Variable, ...]
     source: int
     target: int
     is_gamma: bool
@@ -64,32 +66,39 @@ class ScaleGroups:
         edges: list of `KernelEdge`.
     """
 
-    def __init__(self, groups, edges):
+    def __init__(self, groups: list[ScaleGroup], edges: list[KernelEdge]) -> None:
         self.groups = groups
         self.edges = edges
 
     @property
-    def free(self):
+    def free(self) -> list[ScaleGroup]:
         """The groups whose factor may be chosen."""
         return [group for group in self.groups if group.free]
 
     @property
-    def pinned(self):
+    def pinned(self) -> list[ScaleGroup]:
         """The groups whose factor is 1."""
         return [group for group in self.groups if not group.free]
 
-    def ends(self):
-        """Numbers the free groups from 1 on, and all pinned ones 0.
+    def nodes(self) -> list[int]:
+        """Returns the number of each group's node: free ones from 1 on, pinned ones 0.
+
+        So all that is pinned is one node, `GROUND` of `solve`.
+        """
+        free = itertools.count(GROUND + 1)
+        return [next(free) if group.free else GROUND for group in self.groups]
+
+    def ends(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Returns the edges between the nodes.
 
         Returns:
-            Tuple of the number of nodes and of two int arrays, the sources and the
-            targets of the edges.
+            Tuple of the number of nodes and of two int arrays, the nodes that the edges
+            come from, and those that they lead to.
         """
-        node = dict.fromkeys((group.index for group in self.pinned), GROUND)
-        node.update((group.index, i + 1) for i, group in enumerate(self.free))
-        sources = np.array([node[edge.source] for edge in self.edges], "int64")
-        targets = np.array([node[edge.target] for edge in self.edges], "int64")
-        return len(self.free) + 1, sources, targets
+        nodes = self.nodes()
+        sources = np.array([nodes[edge.source] for edge in self.edges], "int64")
+        targets = np.array([nodes[edge.target] for edge in self.edges], "int64")
+        return max(nodes, default=GROUND) + 1, sources, targets
 
     def __str__(self):
         rows = [

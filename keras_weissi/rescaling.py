@@ -7,6 +7,7 @@ the optimizer keeps in proportion to the gradient.
 import math
 
 import keras
+import ml_dtypes
 import numpy as np
 
 from keras_weissi.homogeneity import is_of_keras
@@ -31,14 +32,6 @@ _POWERS = {
     "SGD": {"momentums": -1},
 }
 _POWERS_IN_ANY = {"accumulated_gradients": -1, "model_variables_moving_average": 1}
-
-# The largest and the least normal number.
-_RANGES = {
-    "float16": (6.2e-5, 65504.0),
-    "bfloat16": (1.2e-38, 3.38e38),
-    "float32": (1.2e-38, 3.4e38),
-    "float64": (2.3e-308, 1.79e308),
-}
 
 
 def optimizer_of(model, optimizer):
@@ -171,6 +164,12 @@ def _power(slot, factor, power):
         ) from None
 
 
+def _range_of(dtype):
+    """Returns the least and the largest normal number."""
+    info = ml_dtypes.finfo(dtype)
+    return float(info.smallest_normal), float(info.max)
+
+
 def _is_possible(variable, factor, dtype):
     """Whether there is anything to multiply; raises if the result is out of range.
 
@@ -184,7 +183,7 @@ def _is_possible(variable, factor, dtype):
     if largest == 0.0:
         return False
     result = float(largest) * factor
-    ranges = [_RANGES[name] for name in (variable.dtype, dtype) if name is not None]
+    ranges = [_range_of(name) for name in (variable.dtype, dtype) if name is not None]
     least = max(low for low, _ in ranges) if dtype is not None else 0.0
     most = min(high for _, high in ranges)
     if least <= result <= most:
@@ -198,7 +197,7 @@ def _is_possible(variable, factor, dtype):
 
 def _multiply(variable, factor):
     is_half = variable.dtype in ("float16", "bfloat16")
-    low, high = _RANGES[variable.dtype]
+    low, high = _range_of(variable.dtype)
     is_large = math.prod(variable.shape) > PIECE
     if is_large and not is_half and low <= factor <= high:
         # On the device: a large kernel gets by with one copy of itself.

@@ -1,7 +1,7 @@
 """What a user asks for, by name, class or function, the kernels it means, or not."""
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import keras
@@ -17,7 +17,7 @@ Layers: TypeAlias = (
     | keras.Layer
     | Collection[str | keras.Layer]
     | type
-    | tuple[type, ...]
+    | Collection[type]
     | Callable[[keras.Layer], bool]
 )
 # What says which regularizers: one for all, by name of layer, or by a function.
@@ -35,8 +35,8 @@ def select_kernels(candidates, layers, argument="layers"):
     Args:
         candidates: List of `Kernel`.
         layers: Name or list of names, each of a layer (or a layer around it) or the
-            first part of a kernel's name, or the layers themselves; or a class or
-            tuple of classes of layers; or a function from the layer that owns a kernel
+            first part of a kernel's name, or the layers themselves; or a class of
+            layers or list of classes; or a function from the layer that owns a kernel
             to a bool.
         argument: str, what the caller calls `layers`. Defaults to `"layers"`.
 
@@ -50,11 +50,13 @@ def select_kernels(candidates, layers, argument="layers"):
         chosen = [_kernels_called(name, candidates, argument) for name in names]
         names = {kernel.name for kernels in chosen for kernel in kernels}
         return [kernel for kernel in candidates if kernel.name in names]
-    if _is_classes(layers):
+    if classes := _classes_in(layers):
         chosen = [
             kernel
             for kernel in candidates
-            if any(isinstance(part, layers) for part in (*kernel.parents, kernel.layer))
+            if any(
+                isinstance(part, classes) for part in (*kernel.parents, kernel.layer)
+            )
         ]
         expected = "classes of layers with a kernel"
     else:
@@ -67,20 +69,17 @@ def select_kernels(candidates, layers, argument="layers"):
 
 def names_in(layers):
     """Lists the names, or layers, that `layers` consists of; none if it is no such."""
-    if isinstance(layers, (str, keras.Layer)):
-        return [layers]
-    if not isinstance(layers, (list, tuple, set, frozenset)):
-        return []
-    is_named = all(isinstance(name, (str, keras.Layer)) for name in layers)
-    return list(layers) if is_named else []
+    elements = _elements_of(layers)
+    is_named = all(isinstance(name, (str, keras.Layer)) for name in elements)
+    return elements if is_named else []
 
 
 def validate_selection(layers):
     """Raises a `ValueError` unless `select_kernels` understands `layers`."""
-    if not (names_in(layers) or _is_classes(layers) or callable(layers)):
+    if not (names_in(layers) or _classes_in(layers) or callable(layers)):
         expected = (
-            "a name, a non-empty list of names, a class of layers, a function from a "
-            "layer to a bool, or None"
+            "a name, a non-empty list of names, a class of layers or a list of them, a "
+            "function from a layer to a bool, or None"
         )
         raise invalid("layers", expected, layers)
 
@@ -127,13 +126,15 @@ def regularizers_by_kernel(regularizer, found):
     raise invalid("regularizer", expected, regularizer)
 
 
-def why_left_out(kernel, normalization=None, replace=False, by_name=False):
+def why_left_out(
+    kernel, normalization, include_normalized, replace=False, by_name=False
+):
     """Tells why `regularize` leaves a kernel as it is.
 
     Args:
         kernel: `Kernel`.
-        normalization: str, the name of the normalization layer that it feeds, if that
-            is a reason. Defaults to `None`.
+        normalization: What `Graph.normalization_of` says of it.
+        include_normalized: bool, as for `regularize`.
         replace: bool, as for `regularize`.
         by_name: bool. Whether the kernel is asked for by name.
 
@@ -159,14 +160,25 @@ def why_left_out(kernel, normalization=None, replace=False, by_name=False):
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
         return f"has {format_regularizer(old)} already; replace=True replaces it", False
-    if normalization is not None:
+    if not include_normalized and normalization not in (None, "?"):
         return f"normalized by {normalization}", True
     return None
 
 
-def _is_classes(layers):
-    classes = layers if isinstance(layers, tuple) else (layers,)
-    return bool(classes) and all(isinstance(c, type) for c in classes)
+def _classes_in(layers):
+    elements = tuple(_elements_of(layers))
+    return elements if all(isinstance(c, type) for c in elements) else ()
+
+
+def _elements_of(layers):
+    # What a dict says of its keys would be lost.
+    is_one = isinstance(layers, (str, type, Mapping))
+    if is_one or not isinstance(layers, Collection):
+        return [layers]
+    try:
+        return list(layers)
+    except TypeError:  # an array of no dimension
+        return []
 
 
 def _kernels_called(name, candidates, argument):

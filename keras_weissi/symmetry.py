@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 import keras
+import ml_dtypes
 import numpy as np
 
 from keras_weissi.factors import TOLERANCE, factors_by_edge, group_scales
@@ -14,14 +15,7 @@ from keras_weissi.grouping import scale_groups
 from keras_weissi.norms import host_norm, kernels
 from keras_weissi.rescaling import optimizer_of, rescale
 from keras_weissi.solve import GROUND, balanced_log_scales
-from keras_weissi.tables import KernelTable, format_norm, format_shape
-
-_EPSILONS = {
-    "float16": 2.0**-10,
-    "bfloat16": 2.0**-7,
-    "float32": 2.0**-23,
-    "float64": 2.0**-52,
-}
+from keras_weissi.tables import Columns, KernelTable, format_norm, format_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +43,7 @@ def shift_scales(
     model: keras.Model,
     factors: dict[str, float],
     optimizer: bool | keras.optimizers.Optimizer = True,
-) -> KernelTable:
+) -> KernelTable[Rescaling]:
     """Multiplies kernels by factors that leave what the model computes as it is.
 
     With `s` and `t` the products of the factors along the way from the input to the
@@ -102,7 +96,7 @@ def shift_scales(
 
 def balance_scales(
     model: keras.Model, optimizer: bool | keras.optimizers.Optimizer = True
-) -> KernelTable:
+) -> KernelTable[Rescaling]:
     """Shifts scale between the layers until the norms are the least, all in all.
 
     Minimises `sum_l norm(W_l) ** 2` over all shifts that leave what the model computes
@@ -167,17 +161,14 @@ def balance(model, groups, optimizer=True):
     logs, held = balanced_log_scales(count, sources, targets, log_norms)
     changes = logs[targets] - logs[sources]
     dtypes = {edge.kernel.variable.dtype for edge in groups.edges}
-    precision = max((_EPSILONS[dtype] for dtype in dtypes), default=0.0)
+    precision = max((float(ml_dtypes.finfo(d).eps) for d in dtypes), default=0.0)
     if np.abs(changes).max(initial=0.0) <= max(8 * precision, TOLERANCE):
         changes, logs = 0 * changes, 0 * logs
     # What is past the range of floats is refused later, if there is anything to scale.
     with np.errstate(over="ignore", under="ignore"):
         by_edge = dict(enumerate(np.exp(changes).tolist()))
         factors = np.exp(logs).tolist()
-    nodes = [GROUND] * len(groups.groups)
-    for i, group in enumerate(groups.free):
-        nodes[group.index] = i + 1
-    scales = [factors[node] for node in nodes]
+    scales = [factors[node] for node in groups.nodes()]
     notes = {}
     for i in range(len(groups.edges)):
         if norms[i] == 0.0:
@@ -233,7 +224,7 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
         sum(getattr(row, name) ** 2 for row in rows.values())
         for name in ("before", "after")
     )
-    columns = {
+    columns: Columns = {
         "name": str,
         "shape": format_shape,
         "before": format_norm,

@@ -1,3 +1,7 @@
+import copy
+import gc
+import pickle
+
 import keras
 import networks
 import numpy as np
@@ -364,3 +368,26 @@ def test_after_deregularize_the_recipe_is_invariant_on_a_model_that_had_a_penalt
     before = penalty_of(model)
     shift_scales(model, {"first": 10.0, "normalized": 0.1})
     assert penalty_of(model) == pytest.approx(before, rel=1e-6)
+
+
+def test_layers_of_another_model_are_not_known():
+    c = invariant_coefficients(residual(projection=True))
+    gc.collect()
+    for _ in range(300):
+        # Of a layer that was freed, another may get the address.
+        with pytest.raises(KeyError):
+            c[layers.BatchNormalization()]
+
+
+@pytest.mark.parametrize(
+    "twin_of", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))]
+)
+def test_a_copy_is_asked_by_names(twin_of):
+    model = residual(projection=True)
+    c = invariant_coefficients(model)
+    twin = twin_of(c)
+    assert type(twin) is type(c) and twin == c and twin["a0"] == c["a0"]
+    assert str(twin) == str(c) and twin.plain_is_invariant is False
+    assert c[model.get_layer("a0")] == c["a0"]
+    with pytest.raises(KeyError):
+        twin[model.get_layer("a0")]

@@ -1,9 +1,10 @@
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
 from keras_weissi import norms
-from keras_weissi.selection import names_in, select_kernels
+from keras_weissi.selection import names_in, select_kernels, validate_selection
 
 
 @pytest.fixture
@@ -13,6 +14,10 @@ def model():
         name="inner",
     )
     return keras.Sequential([keras.Input((4,)), inner, layers.Dense(2, name="c")])
+
+
+def keys(names):
+    return dict.fromkeys(names).keys()
 
 
 def selected(model, layers):
@@ -25,6 +30,14 @@ def test_by_name_layer_class_and_function(model):
     assert selected(model, model.layers[-1]) == ["c"]
     assert selected(model, keras.Sequential) == ["inner/a", "inner/b"]
     assert selected(model, lambda layer: layer.units == 4) == ["inner/a", "inner/b"]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset, keys])
+def test_any_collection_of_names_or_classes(kind, model):
+    assert selected(model, kind(["a", "c"])) == ["inner/a", "c"]
+    assert selected(model, kind([layers.Conv2D, layers.Dense])) == [
+        *("inner/a", "inner/b", "c")
+    ]
 
 
 def test_names_reach_into_nested_models(model):
@@ -48,3 +61,7 @@ def test_names_are_told_from_classes_and_functions(model):
     assert names_in({"a"}) == ["a"]
     assert names_in(["a", layers.Dense]) == []
     assert names_in(layers.Dense) == names_in(len) == names_in(None) == []
+    for neither in ([], {"a": 1}, np.zeros(()), np.zeros(2), b"a", ["a", 1], [layers.Dense, 1]):
+        assert names_in(neither) == []
+        with pytest.raises(ValueError, match="argument `layers`. Expected a name, "):
+            validate_selection(neither)

@@ -42,10 +42,12 @@ def run(tmp_path_factory):
             assert process.returncode == 0, process.stderr
             with np.load(out / "result.npz") as result:
                 result = dict(result)
-            with open(out / "log.csv", newline="") as file:
-                log = list(csv.DictReader(file))
+            tables = []
+            for name in ("log.csv", "norms.csv"):
+                with open(out / name, newline="") as file:
+                    tables.append(list(csv.DictReader(file)))
             done[engine, devices] = types.SimpleNamespace(
-                result=result, log=log, stdout=process.stdout
+                result=result, log=tables[0], record=tables[1], stdout=process.stdout
             )
         return done[engine, devices]
 
@@ -170,6 +172,11 @@ def test_an_epoch_is_logged_once_and_not_once_a_device(run, expected, engine, de
     for row, values in zip(training.log, expected.rows, strict=True):
         for key, value in values.items():
             assert float(row[key]) == pytest.approx(value, rel=1e-5)
+    steps = [int(row["step"]) for row in training.record]
+    assert steps == [STEPS * epoch for epoch in range(EPOCHS + 1)]
+    for row, values in zip(training.record[1:], expected.rows, strict=True):
+        for key in values.keys() - {"loss"}:
+            assert float(row[key]) == pytest.approx(values[key], rel=1e-5)
 
 
 @pytest.mark.slow
