@@ -1,6 +1,6 @@
 """Warnings that are shown each time, and that point to the code of the user."""
 
-import sys
+import inspect
 import warnings
 
 
@@ -11,14 +11,13 @@ def warn(message):
     for one, may have the same fault, and layers of the same names. All are of module
     `keras_weissi` to the filters of warnings.
     """
-    frame = sys._getframe()
-    while frame.f_back is not None and _is_inside(frame):
-        frame = frame.f_back
+    callers = inspect.stack(context=0)
+    caller = next((c for c in callers if not _is_inside(c.frame)), callers[-1])
     warnings.warn_explicit(
         message,
         UserWarning,
-        frame.f_code.co_filename,
-        frame.f_lineno,
+        caller.filename,
+        caller.lineno,
         module="keras_weissi",
         registry={},
     )

@@ -76,7 +76,11 @@ def names_in(layers):
 
 def validate_selection(layers):
     """Raises a `ValueError` unless `select_kernels` understands `layers`."""
-    if not (names_in(layers) or _classes_in(layers) or callable(layers)):
+    # A regularizer is callable: its place is another, the order of them was mistaken.
+    is_function = callable(layers) and not isinstance(
+        layers, keras.regularizers.Regularizer
+    )
+    if not (names_in(layers) or _classes_in(layers) or is_function):
         expected = (
             "a name, a non-empty list of names, a class of layers or a list of them, a "
             "function from a layer to a bool, or None"

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_weissi import norms
+from keras_weissi import WEISSI, norms
 from keras_weissi.selection import names_in, select_kernels, validate_selection
 
 
@@ -61,7 +61,16 @@ def test_names_are_told_from_classes_and_functions(model):
     assert names_in({"a"}) == ["a"]
     assert names_in(["a", layers.Dense]) == []
     assert names_in(layers.Dense) == names_in(len) == names_in(None) == []
-    for neither in ([], {"a": 1}, np.zeros(()), np.zeros(2), b"a", ["a", 1], [layers.Dense, 1]):
+    for neither in (
+        [],
+        {"a": 1},
+        np.zeros(()),
+        np.zeros(2),
+        b"a",
+        ["a", 1],
+        [layers.Dense, 1],
+        WEISSI(),
+    ):
         assert names_in(neither) == []
         with pytest.raises(ValueError, match="argument `layers`. Expected a name, "):
             validate_selection(neither)
