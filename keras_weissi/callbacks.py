@@ -6,9 +6,10 @@ from typing import Literal
 
 import keras
 
+from keras_weissi.notices import Notices, warn
 from keras_weissi.private import model_in_training
-from keras_weissi.processes import is_first_process
-from keras_weissi.record import RecordFile, is_same, read_csv, rows_before, write_csv
+from keras_weissi.processes import is_first_process, of_first_process
+from keras_weissi.record import RecordFile, is_same, read_csv, resume, write_csv
 from keras_weissi.selection import Layers, validate_selection
 from keras_weissi.steps import StepCounter
 from keras_weissi.validation import check_bool, invalid, is_count
@@ -59,9 +60,10 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             cannot be written, because the disk is full for one, a warning says so, what
             is in it stays as it is, training goes on, and the next time all is saved.
             Every logger needs a file of its own. Defaults to `None`: no file.
-        append: bool. Whether to go on with the `record` in a file that exists, in a
-            training that is resumed with `BackupAndRestore` or `initial_epoch`. Rows
-            of epochs that are done once more are replaced. Defaults to `False`: a file
+        append: bool. Whether to go on with the `record`, of this logger or in a file
+            that exists, where a training is resumed with `initial_epoch` or with
+            `BackupAndRestore`, which has to stand before this in `callbacks`. Rows of
+            epochs that are done once more are replaced. Defaults to `False`: a file
             that exists is replaced when the training begins.
 
     Attributes:
@@ -126,8 +128,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         # the next batch is computed, as that of its own bar does.
         self.async_safe = update_freq == "epoch"
         self._watch = Watch(layers)
+        self._notices = Notices()
         self._file = None if filename is None else RecordFile(filename)
-        self._is_resumed = False
         self._is_first_epoch = False
         self._epoch = 0
         self._steps = StepCounter()
@@ -157,7 +159,6 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         is_new = self.append and not self.record
         if is_new and self._file is not None and os.path.exists(self._file.path):
             self.record += read_csv(self._file.path, "filename")
-            self._is_resumed = bool(self.record)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Records the state before the first step, and starts the bar."""
@@ -165,7 +166,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         if self._is_first_epoch:
             self._record_start(epoch)
             self._save()
-        self._is_first_epoch = self._is_resumed = False
+        self._is_first_epoch = False
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -204,6 +205,11 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             },
         )
 
+    def on_train_end(self, logs=None):
+        """Saves what could not be saved before, or says that it is missing."""
+        super().on_train_end(logs)
+        self._save(has_ended=True)
+
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes `record` to a CSV file, a row for each measurement.
 
@@ -228,31 +234,49 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         return self._watch.measure(self.model)
 
     def _record_start(self, epoch):
-        if self._is_resumed:
-            self.record[:] = rows_before(epoch, self.record)
-            self._steps = StepCounter(self.record[-1]["step"] if self.record else 0)
+        if self.append:
+            self._resume(epoch)
         if not self._watch.is_ready:
             return
         row = self._row(self._measure())
-        if self._is_resumed and self.record and self.record[-1]["epoch"] == epoch:
-            self.record.pop()  # the same, as far as the weights have been restored
-        if not (self.record and is_same(self.record[-1], row)):
+        last = self.record[-1] if self.record else row
+        if self.append and last.keys() != row.keys():
+            warn(
+                f"The record in {self.filename} is of other kernels, or of another "
+                f"model: it has {_norms_in(last)}, and now come {_norms_in(row)}."
+            )
+        if not (self.record and is_same(last, row)):
             self.record.append(row)
 
-    def _save(self):
+    def _resume(self, epoch):
+        """Goes on with the record where the training does."""
+        steps = self.params.get("steps")
+        self.record[:], total, lack = resume(self.record, epoch, steps)
+        # Other processes may not see the file, and have to record the same batches.
+        self._steps = StepCounter(of_first_process(total))
+        if lack:
+            warn(f"The record in {self.filename} {lack}.")
+
+    def _save(self, has_ended=False):
         if self._file is None or not self.record or not is_first_process():
             return
         try:
             self._file.save(self.record)
         except OSError as error:
-            self._watch.warn_once(
+            if has_ended:
+                warn(
+                    f"The file of NormLogger lacks a part of its record: {error}. "
+                    "`to_csv` writes all of it to another."
+                )
+                return
+            self._notices.once(
                 "file",
                 "",
                 f"NormLogger could not save its record, and training goes on: {error}. "
                 "What is missing in the file is saved as soon as it can be.",
             )
         else:
-            self._watch.may_warn_again("file", "")
+            self._notices.forget("file")
 
     def _count(self, batch):
         together = getattr(model_in_training(self), "steps_per_execution", 1)
@@ -260,7 +284,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     def _record_batch(self, batch):
         if threading.get_ident() != self._thread:
-            self._watch.warn_once(
+            self._notices.once(
                 "threads",
                 "",
                 "NormLogger(update_freq=...) cannot record batches when it is not in a "
@@ -277,3 +301,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     def _row(self, measured):
         return {"epoch": self._epoch, "step": self._steps.total, **measured}
+
+
+def _norms_in(row):
+    return [key for key in row if key.startswith("norm/")]

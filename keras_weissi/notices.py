@@ -23,8 +23,30 @@ def warn(message):
     )
 
 
+class Notices:
+    """Warns of each thing once."""
+
+    def __init__(self):
+        self._seen: set[tuple[str, str]] = set()
+
+    def once(self, what, name, message):
+        """Warns, unless it has of `what` and `name`."""
+        if self.is_new(what, name):
+            warn(message)
+
+    def is_new(self, what, name):
+        """Whether there was no notice of `what` and `name` yet; from now on, no."""
+        is_new = (what, name) not in self._seen
+        self._seen.add((what, name))
+        return is_new
+
+    def forget(self, *whats):
+        """Lets it warn of these again, as what it has warned of is over."""
+        self._seen = {seen for seen in self._seen if seen[0] not in whats}
+
+
 def _is_inside(frame):
-    package = frame.f_globals.get("__name__", "").split(".")[0]
+    package = (frame.f_globals.get("__name__") or "").split(".")[0]
     return package in ("keras", "keras_weissi")
 
 

@@ -3,6 +3,7 @@
 import sys
 
 import keras
+import numpy as np
 
 
 def is_first_process():
@@ -22,6 +23,21 @@ def is_first_process():
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank() == 0
     return True
+
+
+def of_first_process(number):
+    """Returns an int of the first process to all that hold parts of one model.
+
+    All of them have to call it. Elsewhere, the number is what it is.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.process_count() > 1:
+            from jax.experimental.multihost_utils import broadcast_one_to_all
+
+            return int(broadcast_one_to_all(np.int32(number)))
+    return number
 
 
 def to_numpy(tensor):

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_weissi.collapse import at_floor, outlooks
 from keras_weissi.norms import kernels, layers_of
-from keras_weissi.notices import listed, warn
+from keras_weissi.notices import Notices, listed, warn
 from keras_weissi.readers import make_norm_reader
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.selection import select_kernels
@@ -19,12 +19,12 @@ class Watch:
 
     def __init__(self, layers):
         self._layers = layers
-        self._warned: set[tuple[str, str]] = set()
+        self._notices = Notices()
         self.let_go()
 
     def __getstate__(self):
         # What is compiled can be neither copied nor pickled, and is made again.
-        return {"_layers": self._layers, "_warned": self._warned}
+        return {"_layers": self._layers, "_notices": self._notices}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -65,7 +65,7 @@ class Watch:
             warn(f"NormLogger found no kernel to watch in model {model.name!r}.")
         self._reader(model)
         for name, message in outlooks(model, found):
-            self.warn_once("limit", name, message)
+            self._notices.once("limit", name, message)
 
     def measure(self, model):
         """Returns a dict of what `NormLogger` adds to `logs`; warns of norms."""
@@ -83,16 +83,6 @@ class Watch:
         measured["regularization_loss"] = penalty
         return measured
 
-    def warn_once(self, what, name, message):
-        """Warns, unless it has of `what` and `name`."""
-        if (what, name) not in self._warned:
-            self._warned.add((what, name))
-            warn(message)
-
-    def may_warn_again(self, what, name):
-        """Forgets that it has warned of `what` and `name`, as it is over."""
-        self._warned.discard((what, name))
-
     def _reader(self, model):
         """Returns the reader, made anew if a callback has called `regularize`."""
         penalties = [(id(v), id(v.regularizer)) for v in model.trainable_variables]
@@ -103,22 +93,21 @@ class Watch:
             self._read_key = key
             # Held, so that no later regularizer is given the id of an earlier one.
             self._penalties = [v.regularizer for v in model.trainable_variables]
-            self._warned.clear()
+            self._notices.forget("limit", "floor")
         return self._read
 
     def _warn(self, norms):
         for kernel, norm in zip(self._kernels, norms, strict=True):
             if not np.isfinite(norm):
-                self.warn_once(
+                self._notices.once(
                     "not finite",
                     kernel.name,
                     f"The norm of kernel {kernel.name!r} is no longer finite: {norm}.",
                 )
         fallen = at_floor(self._kernels, norms)
         new = [
-            message for name, message in fallen if ("floor", name) not in self._warned
+            message for name, message in fallen if self._notices.is_new("floor", name)
         ]
-        self._warned.update(("floor", name) for name, _ in fallen)
         if new:
             warn(
                 f"Norms of kernels are at their floor: {listed(new)}. The layers are "

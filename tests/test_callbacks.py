@@ -1,5 +1,6 @@
 import copy
 import csv
+import os
 import pickle
 import re
 import warnings
@@ -246,6 +247,64 @@ def test_rows_between_epochs_are_saved_in_between(tmp_path):
     assert read_csv(path, "filename") == logger.record[:-1]
 
 
+def test_a_logger_that_was_interrupted_goes_on_with_its_own_record(tmp_path):
+    path = tmp_path / "norms.csv"
+    logger = NormLogger(update_freq=1, filename=path, append=True)
+    model = make_model(WEISSI())
+    fit(model, logger)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, logger, Interrupt(), initial_epoch=2, epochs=4)
+    start = logger.record[8]
+    assert [row["step"] for row in logger.record] == list(range(12))
+    fit(model, logger, initial_epoch=2, epochs=4)
+    # Without the batches of the epoch that is done once more; their weights stayed.
+    steps = [row["step"] for row in logger.record]
+    assert steps == [*range(9), *range(8, 17)] and logger.record[8] is start
+    assert read_csv(path, "filename") == logger.record
+
+
+def test_a_record_of_another_model_is_told(tmp_path):
+    path = tmp_path / "norms.csv"
+    fit(make_model(depth=1), NormLogger(filename=path))
+    logger = NormLogger(filename=path, append=True)
+    with pytest.warns(UserWarning, match=r"other kernels.*it has \['norm/h0'.*norm/h1"):
+        fit(make_model(depth=2), logger, initial_epoch=2, epochs=3)
+    assert read_csv(path, "filename") == logger.record
+
+
+def test_rows_that_were_never_saved_are_told_of(tmp_path):
+    path = tmp_path / "norms.csv"
+    model = make_model(WEISSI())
+    fit(model, NormLogger(filename=path), epochs=1)
+    fit(model, initial_epoch=1, epochs=3)
+    logger = NormLogger(filename=path, append=True)
+    with pytest.warns(UserWarning, match="ends with epoch 1, and .* after epoch 3"):
+        fit(model, logger, initial_epoch=3, epochs=4)
+    rows = [(row["epoch"], row["step"]) for row in logger.record]
+    assert rows == [(0, 0), (1, 4), (3, 12), (4, 16)]
+
+
+def test_a_fault_that_lasts_is_told_once_whatever_else_changes(tmp_path):
+    model = make_model(WEISSI())
+    model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
+    change = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: regularize(model, WEISSI(0.1 + epoch))
+    )
+    with pytest.warns(UserWarning) as caught:
+        fit(model, change, NormLogger(filename=tmp_path / "none" / "n.csv"), epochs=4)
+    messages = [str(w.message) for w in caught]
+    assert sum("kernel 'h0' is no longer finite" in m for m in messages) == 1
+    assert sum("could not save" in m for m in messages) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+def test_a_pipe_cannot_be_gone_on_with(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", os.devnull):
+        with pytest.raises(ValueError, match="argument `filename`.*of a pipe or a dev"):
+            NormLogger(filename=path)
+
+
 @pytest.mark.parametrize("update_freq", ["epoch", 3])
 def test_a_record_goes_on_where_the_weights_do(update_freq, tmp_path):
     path = tmp_path / "norms.csv"
@@ -260,15 +319,16 @@ def test_a_record_goes_on_where_the_weights_do(update_freq, tmp_path):
     fit(model, loggers[2], initial_epoch=3, epochs=4)
     ends = [row for row in loggers[2].record if row["step"] % 4 == 0]
     assert [(row["epoch"], row["step"]) for row in ends] == [
-        *((0, 0), (1, 4), (2, 8), (3, 12), (4, 16)),
+        *((0, 0), (1, 4), (2, 8), (3, 12), (3, 12), (4, 16)),
     ]
-    # Nothing before the third epoch's end has changed, and all is new from there on.
+    # The third epoch's end is as it was, then comes the state that is gone on with.
     position = loggers[1].record.index(
         next(r for r in loggers[1].record if r["epoch"] == 3)
     )
-    assert loggers[2].record[:position] == loggers[1].record[:position]
+    old, new = (loggers[2].record[position + i] for i in (0, 1))
+    assert loggers[2].record[: position + 1] == loggers[1].record[: position + 1]
     for key in ("norm/h0", "log_norm_product"):
-        assert loggers[2].record[position][key] != loggers[1].record[position][key]
+        assert new[key] != old[key]
     assert read_csv(path, "filename") == loggers[2].record
 
 

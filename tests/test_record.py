@@ -10,7 +10,7 @@ from helpers import run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_weissi.record import RecordFile, read_csv, rows_before, write_csv
+from keras_weissi.record import RecordFile, read_csv, resume, write_csv
 
 
 def make_rows(count, **more):
@@ -237,6 +237,25 @@ def test_a_line_that_is_cut_off_is_left_out(path):
         assert read(path) == rows[:2]
 
 
+def test_empty_lines_say_nothing(path):
+    rows = make_rows(3)
+    write_csv(rows, path)
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\r\n\r\n"))
+    assert read(path) == rows
+
+
+def test_the_longest_name_that_the_system_takes(tmp_path):
+    path = tmp_path / ("n" * 251 + ".csv")
+    write_csv(make_rows(2), path)
+    assert read(path) == make_rows(2) and len(os.listdir(tmp_path)) == 1
+
+
+def test_the_line_that_is_not_whole_is_named(path):
+    path.write_text("epoch,step,log_norm_product\n0,0,1.0\n0,1\n")
+    with pytest.raises(ValueError, match=r"\(line 3 is not whole\)"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -246,6 +265,8 @@ def test_a_line_that_is_cut_off_is_left_out(path):
         "epoch,step,log_norm_product\r\n0,0,1,2\r\n",
         "epoch,step,log_norm_product\r\n0,zero,1.0\r\n",
         "epoch,step,log_norm_product\r\n0.5,0,1.0\r\n",
+        "epoch,step,log_norm_product\r\n,0,1.0\r\n",
+        "epoch,step,log_norm_product\r\n0,,1.0\r\n",
         b"\x89PNG\r\n\x1a\n\x00\xff\xfe\r\n",
     ],
 )
@@ -279,6 +300,33 @@ def test_a_file_of_something_else_is_refused(content, path):
 )
 def test_rows_that_stand_when_a_training_goes_on(epochs, epoch, kept):
     rows = [{"epoch": number, "step": i} for i, number in enumerate(epochs)]
-    left = rows_before(epoch, rows)
+    left, steps, lack = resume(rows, epoch)
     assert [row["epoch"] for row in left] == kept
     assert left == rows[: len(left)] and len(rows) == len(epochs)
+    if left and left[-1]["epoch"] >= epoch:
+        assert steps == left[-1]["step"] and not lack
+
+
+@pytest.mark.parametrize(
+    "rows, steps, kept, total, lacks",
+    [
+        # Pairs of the epochs completed and of the step; it goes on after the third.
+        # Killed between the backup and the row, also with batches recorded.
+        ([(0, 0), (1, 4), (2, 8)], 4, 3, 12, False),
+        ([(0, 0), (1, 4), (2, 8)], None, 3, 12, False),
+        ([(1, 4), (1, 6), (2, 8), (2, 10), (2, 12)], 4, 4, 12, False),
+        ([(1, 4), (1, 6), (2, 8), (2, 10), (2, 12)], None, 4, 12, False),
+        # The disk was full for longer.
+        ([(0, 0), (1, 4)], 4, 2, 12, True),
+        ([(0, 0), (1, 4), (1, 6)], None, 3, 12, True),
+        ([(0, 0)], 4, 1, 12, True),
+        # A training before this one had as many epochs.
+        ([(2, 8), (3, 12), (0, 12), (1, 15), (2, 18)], None, 5, 21, False),
+        ([(2, 8), (3, 12), (0, 12), (1, 15), (2, 18)], 3, 5, 21, False),
+    ],
+)
+def test_the_steps_go_on_where_rows_are_lacking(rows, steps, kept, total, lacks):
+    rows = [{"epoch": epoch, "step": step} for epoch, step in rows]
+    left, batches, lack = resume(rows, 3, steps)
+    assert (left, batches) == (rows[:kept], total)
+    assert ("goes on after epoch 3" in lack) == lacks

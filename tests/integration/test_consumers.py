@@ -257,21 +257,11 @@ def test_callbacks_that_live_on_let_a_model_go(to):
 SEARCH = """
 import gc, json, sys, weakref
 import keras, numpy as np
-from keras import layers, ops
+from keras import layers
 from keras_weissi import WEISSI, NormLogger, ScaleBalancer, regularize
 
 warm_up, builds, has_ours = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "ours"
 x = np.random.default_rng(0).normal(size=(16, 256)).astype("float32")
-
-class Norms(keras.callbacks.Callback):
-    # What any callback does that computes something of the kernels in one call.
-    def on_epoch_end(self, epoch, logs=None):
-        kernels = [layer.kernel for layer in self.model.layers]
-        norms = lambda: ops.stack([ops.norm(kernel) for kernel in kernels])
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow as tf
-            norms = tf.function(norms, autograph=False)
-        ops.convert_to_numpy(norms())
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -282,7 +272,7 @@ def trial():
     hidden = layers.Dense(256, "relu", kernel_regularizer=kind)
     last = layers.Dense(1, kernel_regularizer=kind)
     model = keras.Sequential([keras.Input((256,)), hidden, last])
-    callbacks = [Norms(), Norms()]
+    callbacks = []
     if has_ours:
         regularize(model, WEISSI(0.01))
         callbacks = [ScaleBalancer(), NormLogger()]
@@ -307,7 +297,7 @@ print(json.dumps({"growth": growth, "kb_a_model": a_model, "left": left}))
 def test_a_search_over_200_models_does_not_fill_the_memory():
     def search(which, builds):
         process = run_python(
-            "-W", "ignore", "-c", SEARCH, 50, builds, which, timeout=1200
+            "-W", "ignore", "-c", SEARCH, 30, builds, which, timeout=1200
         )
         assert process.returncode == 0, process.stderr[-3000:]
         return json.loads(process.stdout.splitlines()[-1])
@@ -315,14 +305,15 @@ def test_a_search_over_200_models_does_not_fill_the_memory():
     ours = search("ours", 200)
     print(BACKEND, "ours", ours)
     assert ours["left"] == 0
-    # TensorFlow never gives back all of what a compiled function took, about 800 KB a
-    # model and 400 more with L1L2: there, little more than that.
+    # On TensorFlow, Keras never gives back all of what its compiled training step took,
+    # about 850 KB a model of this size and 1230 with L1L2: there, a little more with
+    # WEISSI, and nothing more with both callbacks.
     if BACKEND != "tensorflow":
         assert ours["growth"] < 0.05
     else:
-        keras_own = search("keras", 100)
+        keras_own = search("keras", 90)
         print(BACKEND, "keras", keras_own)
-        assert ours["kb_a_model"] < keras_own["kb_a_model"] + 200
+        assert ours["kb_a_model"] < 1.2 * keras_own["kb_a_model"]
 
 
 def records_of(data):

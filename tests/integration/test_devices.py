@@ -6,6 +6,7 @@ import json
 import re
 import types
 
+import keras
 import numpy as np
 import pytest
 from helpers import BACKEND, ROOT, relative_error, run_python, to_numpy
@@ -169,9 +170,12 @@ def test_an_epoch_is_logged_once_and_not_once_a_device(run, expected, engine, de
     for epoch in range(1, EPOCHS + 1):
         assert training.stdout.count(f"Epoch {epoch}/{EPOCHS}\n") == 1
     assert training.stdout.count("penalty: ") == 1
+    # Before Keras 3.10, `loss` under MirroredStrategy is that of one device alone.
+    old = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10)
+    wrong = {"loss"} if old and engine == "mirrored" else set()
     for row, values in zip(training.log, expected.rows, strict=True):
-        for key, value in values.items():
-            assert float(row[key]) == pytest.approx(value, rel=1e-5)
+        for key in values.keys() - wrong:
+            assert float(row[key]) == pytest.approx(values[key], rel=1e-5)
     steps = [int(row["step"]) for row in training.record]
     assert steps == [STEPS * epoch for epoch in range(EPOCHS + 1)]
     for row, values in zip(training.record[1:], expected.rows, strict=True):
@@ -236,7 +240,11 @@ shapes, arrays = {}, {}
 def look(moment, *_):
     variables = {v.path: v for v in model.weights}
     if moment != "regularized":  # by then it is compiled
-        variables |= {v.path: v for v in model.optimizer.variables if len(v.shape)}
+        # By what they belong to: older versions of Keras name them in another way.
+        for variable, momentum in zip(
+            model.trainable_variables, model.optimizer.momentums, strict=True
+        ):
+            variables[f"momentum of {variable.path}"] = momentum
     held = {path: pieces(variable) for path, variable in variables.items()}
     shapes[moment] = {path: [p.shape for p in ps] for path, ps in held.items()}
     for path, variable in variables.items():
@@ -342,7 +350,7 @@ def test_what_a_device_holds_stays_what_it_was(tools):
     for moment in MOMENTS:
         assert len(tools.shapes[moment]) == 2 * len(start)  # and a momentum for each
         for path, shapes in start.items():
-            momentum = f"sgd/{path.replace('/', '_')}_momentum"
+            momentum = f"momentum of {path}"
             assert tools.shapes[moment][path] == shapes
             assert tools.shapes[moment][momentum] == shapes
 
@@ -373,7 +381,7 @@ def test_balancing_leaves_the_function_and_carries_the_momentum(tools, before, a
     np.testing.assert_allclose(norms_in(after), mean, rtol=1e-5)
     assert max(norms_in(before)) > 1.05 * mean
     for path in weights_in(before):
-        momentum = f"sgd/{path.replace('/', '_')}_momentum"
+        momentum = f"momentum of {path}"
         if np.any(before[momentum]):
             factor = np.linalg.norm(after[path]) / np.linalg.norm(before[path])
             assert relative_error(after[momentum] * factor, before[momentum]) < 1e-5
@@ -383,9 +391,7 @@ def test_balancing_leaves_the_function_and_carries_the_momentum(tools, before, a
 def test_after_balancing_training_goes_on_as_in_numpy(tools):
     start, end = tools.moments["balanced"], tools.moments["fitted again"]
     weights = weights_in(start)
-    velocity = {
-        path: start[f"sgd/{path.replace('/', '_')}_momentum"] for path in weights
-    }
+    velocity = {path: start[f"momentum of {path}"] for path in weights}
     # The data of the program above.
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 8)).astype("float32"), rng.integers(4, size=64)

@@ -65,7 +65,7 @@ import os, pathlib, signal, sys
 import keras, numpy as np
 from keras_weissi import WEISSI, NormLogger
 
-folder, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+folder, last, moment = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 keras.utils.set_random_seed(1)
 x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 weissi = {"kernel_regularizer": WEISSI(0.1, 0.01)}
@@ -85,15 +85,20 @@ class Kill(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if (self.epoch, batch) == (last, 1):
+        if (self.epoch, batch) == (last, 1) and moment == "batch":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == last and moment == "backup":
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 model.fit(x, x[:, :1], batch_size=8, epochs=5, shuffle=False, verbose=0, callbacks=[
     keras.callbacks.BackupAndRestore(folder / "backup"),
+    *([Kill()] if moment == "backup" else []),
     logger,
     keras.callbacks.CSVLogger(folder / "log.csv", append=True),
-    Kill(),
+    *([Kill()] if moment == "batch" else []),
 ])
 for layer in model.layers:
     print(np.linalg.norm(keras.ops.convert_to_numpy(layer.kernel).astype("float64")))
@@ -123,14 +128,14 @@ def test_a_killed_training_goes_on_without_a_gap_or_a_repeat(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    result = run_python("-c", TRAINING, whole, -1)
+    result = run_python("-c", TRAINING, whole, -1, "none")
     assert result.returncode == 0, result.stderr
     final = [float(line) for line in result.stdout.split()]
     expected_record = read_csv(whole / "norms.csv")
     assert [row["step"] for row in expected_record] == list(range(21))
     # Killed in the first epoch, before there is a backup, and in later ones.
     for last, code in ((0, -9), (2, -9), (3, -9), (-1, 0)):
-        result = run_python("-c", TRAINING, parts, last)
+        result = run_python("-c", TRAINING, parts, last, "batch")
         assert result.returncode == code, result.stderr
         if code:
             # What was recorded of the epoch that ended there is done once more.
@@ -144,6 +149,16 @@ def test_a_killed_training_goes_on_without_a_gap_or_a_repeat(tmp_path):
     assert_rows_equal(read_csv(parts / "log.csv"), expected)
     assert expected[-1]["norm/out"] == pytest.approx(final[1], rel=1e-6)
     assert_rows_equal(read_csv(parts / "norms.csv"), expected_record)
+
+    # Killed after the backup of an epoch, and before its row.
+    again = tmp_path / "again"
+    again.mkdir()
+    for last, code in ((2, -9), (-1, 0)):
+        result = run_python("-c", TRAINING, again, last, "backup")
+        assert result.returncode == code, result.stderr
+        if code:
+            assert [r["epoch"] for r in read_csv(again / "norms.csv")][-1] == 2
+    assert_rows_equal(read_csv(again / "norms.csv"), expected_record)
 
 
 @pytest.fixture
@@ -203,8 +218,13 @@ def test_training_goes_on_when_the_disk_is_full(full, tmp_path, full_disk):
         assert saved == epochs and warned == told
         assert listed == (["norms.csv"] if saved else [])
     for message in told_of(caught):
-        assert "training goes on" in message
-        assert "No space left on device" in message and str(path) in message
+        assert message == (
+            "NormLogger could not save its record, and training goes on: [Errno "
+            f"{errno.ENOSPC}] No space left on device: {str(path)!r}. What is missing "
+            "in the file is saved as soon as it can be."
+        )
+    ended = [str(w.message) for w in caught if "lacks a part" in str(w.message)]
+    assert len(ended) == (4 in full) and all(str(path) in m for m in ended)
     if 4 not in full:
         for row, norms in zip(read_csv(path)[1:], watch.norms, strict=True):
             logged = [row["norm/hidden"], row["norm/out"]]

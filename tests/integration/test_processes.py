@@ -48,6 +48,8 @@ model = keras.Sequential([
 ])
 values = {}
 values["attached"] = [row.norm for row in regularize(model, WEISSI(0.1, 0.01))]
+# A disk of its own.
+folder += f"/{rank}"
 logger = NormLogger(update_freq=1, filename=folder + "/norms.csv")
 callbacks = [ScaleBalancer(every=2), logger]
 if kind == "ddp":
@@ -73,6 +75,12 @@ else:
 values["record"] = logger.record
 values["table"] = [row.norm for row in norm_table(model, print_fn=None)]
 values["balanced"] = [row.after for row in balance_scales(model)]
+if kind != "ddp":
+    # It goes on from the file, which other processes cannot see.
+    again = NormLogger(update_freq=5, filename=folder + "/norms.csv", append=True)
+    model.fit(
+        x, y, 16, 5, shuffle=False, verbose=0, callbacks=[again], initial_epoch=3)
+    values["again"] = again.record[-4:]
 print("\\nvalues:", values)
 """
 KINDS = {"jax": ["data", "model"], "torch": ["ddp"], "tensorflow": []}[BACKEND]
@@ -80,7 +88,8 @@ KINDS = {"jax": ["data", "model"], "torch": ["ddp"], "tensorflow": []}[BACKEND]
 
 def train(kind, folder, processes):
     """Runs the program in so many processes; returns what each has printed."""
-    folder.mkdir(exist_ok=True)
+    for rank in range(processes):
+        (folder / str(rank)).mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -127,7 +136,14 @@ def test_two_processes_log_once_what_one_would(kind, tmp_path):
             assert values[key] == pytest.approx(expected[key], rel=1e-5)
         for row, other in zip(values["record"], expected["record"], strict=True):
             assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
-    with open(tmp_path / "two" / "norms.csv", newline="") as file:
+        if kind != "ddp":
+            again = [(row["epoch"], row["step"]) for row in values["again"]]
+            assert again == [(3, 12), (3, 15), (4, 16), (5, 20)]
+    with open(tmp_path / "two" / "0" / "norms.csv", newline="") as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    assert rows == values_in(first)["record"]
-    assert os.listdir(tmp_path / "two") == ["norms.csv"]
+    assert rows[:13] == values_in(first)["record"]
+    assert [row["step"] for row in rows[13:]] == (
+        [] if kind == "ddp" else [12, 15, 16, 20]
+    )
+    assert os.listdir(tmp_path / "two" / "0") == ["norms.csv"]
+    assert not os.listdir(tmp_path / "two" / "1")
