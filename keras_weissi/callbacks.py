@@ -59,12 +59,14 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             end of every epoch and, with an int as `update_freq`, in between. If it
             cannot be written, because the disk is full for one, a warning says so, what
             is in it stays as it is, training goes on, and the next time all is saved.
-            Every logger needs a file of its own. Defaults to `None`: no file.
+            A row of a batch is saved with the row after it. Every logger needs a file
+            of its own. Defaults to `None`: no file.
         append: bool. Whether to go on with the `record`, of this logger or in a file
             that exists, where a training is resumed with `initial_epoch` or with
             `BackupAndRestore`, which has to stand before this in `callbacks`. Rows of
-            epochs that are done once more are replaced. Defaults to `False`: a file
-            that exists is replaced when the training begins.
+            epochs that are done once more are replaced; a training that starts from
+            epoch 0 is another, whose rows follow. Defaults to `False`: a file that
+            exists is replaced when the training begins.
 
     Attributes:
         record: List of dicts, one a measurement, that starts with the norms before

@@ -132,7 +132,7 @@ def read_csv(path, argument):
             return []
         header = lines.pop(0) if lines else []
         if not {*_COUNTS, "log_norm_product"} <= set(header):
-            raise ValueError(f"columns {header[:5]}")
+            raise ValueError(f"it has the columns {header[:5]}")
         return [
             _row_of(header, line, number)
             for number, line in enumerate(lines, start=2)
