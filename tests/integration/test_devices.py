@@ -170,7 +170,7 @@ def test_an_epoch_is_logged_once_and_not_once_a_device(run, expected, engine, de
     for epoch in range(1, EPOCHS + 1):
         assert training.stdout.count(f"Epoch {epoch}/{EPOCHS}\n") == 1
     assert training.stdout.count("penalty: ") == 1
-    # Before Keras 3.10, `loss` under MirroredStrategy is that of one device alone.
+    # Before Keras 3.10, `loss` under MirroredStrategy is not that of all devices.
     old = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 10)
     wrong = {"loss"} if old and engine == "mirrored" else set()
     for row, values in zip(training.log, expected.rows, strict=True):
