@@ -17,8 +17,8 @@ import numpy as np
 from evidence_tasks import CONVOLUTIONAL, NETWORKS
 
 from keras_weissi import WEISSI
-from keras_weissi.grouping import scale_groups
-from keras_weissi.symmetry import balance
+from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.rescale import balance
 
 BATCH = 32
 RATES = {"sgd": 0.02, "adam": 1e-3}

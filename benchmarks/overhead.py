@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from keras_weissi import WEISSI, NormLogger, norms, readers
+from keras_weissi import WEISSI, NormLogger
+from keras_weissi.callbacks import norm_reader
+from keras_weissi.model.kernels import kernels
 
 CONSOLE = Console()
 # Of a training step with a logger that records every 10 to one without.
@@ -134,8 +136,8 @@ def logger_times(model, rounds):
     logger.set_model(model)
     logger.on_train_begin()
     logger.on_epoch_begin(0)
-    variables = [kernel.variable for kernel in norms.kernels(model)]
-    read_once = readers._compiled(
+    variables = [kernel.variable for kernel in kernels(model)]
+    read_once = norm_reader._compiled(
         lambda values: ops.stack([ops.sum(v) for v in values]), variables
     )
 

@@ -1,14 +1,16 @@
 """Weight-scale-shift-invariant regularization for Keras 3."""
 
 from keras_weissi.attach import deregularize, regularize
-from keras_weissi.balancer import ScaleBalancer
-from keras_weissi.callbacks import NormLogger
-from keras_weissi.coefficients import invariant_coefficients
-from keras_weissi.collapse import largest_log_norm
-from keras_weissi.grouping import scale_groups
-from keras_weissi.norms import norm_table
+from keras_weissi.callbacks import NormLogger, ScaleBalancer
+from keras_weissi.callbacks.collapse import largest_log_norm
+from keras_weissi.model import norm_table
 from keras_weissi.regularizers import WEISSI
-from keras_weissi.symmetry import balance_scales, shift_scales
+from keras_weissi.symmetry import (
+    balance_scales,
+    invariant_coefficients,
+    scale_groups,
+    shift_scales,
+)
 
 __all__ = [
     "NormLogger",

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_weissi.record import read_csv
+from keras_weissi.callbacks.record import read_csv
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.axes import Axes
 
-    from keras_weissi.callbacks import NormLogger
+    from keras_weissi.callbacks.norm_logger import NormLogger
 
 # More lines than this are drawn in one hue, without a name each.
 _MAX_NAMED_LINES = 12

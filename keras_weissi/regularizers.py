@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_weissi.validation import as_number, invalid
+from keras_weissi._utils.validation import as_number, invalid
 
 # The square of `min_norm` has to be a normal float32 number.
 _MIN_NORM_RANGE = (1e-18, 1e18)

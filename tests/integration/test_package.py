@@ -14,8 +14,9 @@ from helpers import BACKEND, ROOT, run_python
 import keras_weissi
 
 MODULES = [
-    *("attach", "balancer", "callbacks", "coefficients", "collapse", "grouping"),
-    *("norms", "plotting", "regularizers", "symmetry"),
+    *("attach.attach", "callbacks.collapse", "callbacks.norm_logger"),
+    *("callbacks.scale_balancer", "model.kernels", "plotting", "regularizers"),
+    *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
 ]
 
 
@@ -53,11 +54,11 @@ def public():
     yield "plot_norms", importlib.import_module("keras_weissi.plotting").plot_norms
     for module, names in (
         ("attach", ["Attachment"]),
-        ("coefficients", ["CoefficientRow", "InvariantCoefficients"]),
-        ("groups", ["KernelEdge", "ScaleGroup", "ScaleGroups"]),
-        ("norms", ["Kernel", "NormRow"]),
+        ("symmetry", ["CoefficientRow", "InvariantCoefficients"]),
+        ("symmetry", ["KernelEdge", "ScaleGroup", "ScaleGroups"]),
+        ("model", ["Kernel", "NormRow"]),
         ("symmetry", ["Rescaling"]),
-        ("tables", ["KernelTable"]),
+        ("attach", ["KernelTable"]),
     ):
         module = importlib.import_module(f"keras_weissi.{module}")
         yield from ((name, getattr(module, name)) for name in names)

@@ -1,0 +1,1 @@
+"""What all of the package uses; nothing here is public."""

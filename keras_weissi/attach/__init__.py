@@ -1,0 +1,6 @@
+"""Puts a regularizer on the kernels of a model that already exists."""
+
+from keras_weissi._utils.tables import KernelTable
+from keras_weissi.attach.attach import Attachment, deregularize, regularize
+
+__all__ = ["Attachment", "KernelTable", "deregularize", "regularize"]

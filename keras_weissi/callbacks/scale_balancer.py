@@ -1,0 +1,130 @@
+"""A callback for `fit` that keeps the norms of the kernels balanced."""
+
+import math
+
+import keras
+
+from keras_weissi._utils.user_warnings import warn
+from keras_weissi._utils.validation import check_bool, invalid, is_count
+from keras_weissi.symmetry.apply_factors import optimizer_of, state_of
+from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.rescale import balance
+from keras_weissi.symmetry.solvers import NotSolvedError
+
+
+class ScaleBalancer(keras.callbacks.Callback):
+    """Balances the norms of the kernels every few epochs, see `balance_scales`.
+
+    Under the log penalty every kernel loses `norm(W) ** 2` at the same rate, so that
+    the smallest collapses first. Balancing shifts scale to it from the others, which
+    changes neither what the model computes nor, where `WEISSI` is invariant, the
+    penalty. What the optimizer remembers is carried along.
+
+    It goes with Keras's `L2` as well: balanced, `sum(norm(W_l) ** 2)` over a chain of
+    `k` layers is `k * prod(norm(W_l)) ** (2 / k)`, a penalty on the product alone.
+
+    At the end of every epoch it adds to `logs`
+
+    - `scale_shift`: the largest `abs(log(c))` of the factors `c` that it multiplied a
+      kernel by; 0 in an epoch in which it was not due.
+
+    If it can not, because a norm is no longer finite for one, it warns and leaves the
+    model as it is.
+
+    It does so at the end of an epoch, after the validation. A `NormLogger`, a
+    `ModelCheckpoint` and the like see the balanced weights if they stand after it in
+    `callbacks`.
+
+    Args:
+        every: int. Balances after so many epochs, counted from the first of the model:
+            after epochs `every`, `2 * every`, and so on. Defaults to `1`.
+        optimizer: bool. Whether to carry the state of the optimizer that the model is
+            compiled with, if it is, which has to be one that `balance_scales` knows;
+            `False` leaves it as it is. Defaults to `True`.
+
+    Attributes:
+        record: List of dicts, one each time it balanced, through later calls of `fit`
+            as well: `epoch`, the number of epochs completed; `scale_shift`; and for
+            each kernel `before/<name>` and `after/<name>`, its norm.
+
+    Raises:
+        ValueError: If an argument is invalid; or, when `fit` begins, if the model is a
+            subclassed one, or if it is not known how the state of its optimizer scales.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_weissi import WEISSI, ScaleBalancer
+    >>> weissi = {"kernel_regularizer": WEISSI(0.01)}
+    >>> model = keras.Sequential([
+    ...     keras.Input((3,)),
+    ...     keras.layers.Dense(8, "relu", name="hidden", **weissi),
+    ...     keras.layers.Dense(1, name="logits", **weissi),
+    ... ])
+    >>> model.compile("sgd", "mse")
+    >>> x = np.ones((8, 3), "float32")
+    >>> balancer = ScaleBalancer()
+    >>> history = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[balancer])
+    >>> last = balancer.record[-1]
+    >>> bool(np.isclose(last["after/hidden"], last["after/logits"]))
+    True
+    """
+
+    # Nothing is read or changed between batches.
+    async_safe = True
+
+    def __init__(self, every: int = 1, optimizer: bool = True) -> None:
+        super().__init__()
+        if not is_count(every):
+            raise invalid("every", "a positive int", every)
+        check_bool(optimizer, "optimizer")
+        self.every = every
+        self.optimizer = optimizer
+        self.record: list[dict[str, float]] = []
+        self._warned = False
+
+    def on_train_begin(self, logs=None):
+        """Raises if the model cannot be balanced."""
+        model = self.model
+        # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
+        if model.built or not isinstance(model, keras.Sequential):
+            self._check(scale_groups(model))
+        state_of(optimizer_of(model, self.optimizer))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Balances the model if it is due, and says so in `logs`."""
+        logs = {} if logs is None else logs
+        logs["scale_shift"] = 0.0
+        if (epoch + 1) % self.every:
+            return
+        model = self.model  # on JAX, brings the state of training to the model
+        try:
+            # Found anew, as layers may have been frozen since.
+            groups = scale_groups(model)
+            self._check(groups)
+            rows = balance(model, groups, self.optimizer)
+        except (NotSolvedError, ValueError) as error:
+            # The model may have diverged: that is for others to deal with.
+            warn(
+                f"ScaleBalancer left the model as it is after epoch {epoch + 1}. "
+                f"{error}"
+            )
+            return
+        shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
+        logs["scale_shift"] = shift
+        record = {"epoch": epoch + 1, "scale_shift": shift}
+        for row in rows:
+            record[f"before/{row.name}"] = row.before
+            record[f"after/{row.name}"] = row.after
+        self.record.append(record)
+
+    def _check(self, groups):
+        """Warns, once, if there is nothing to balance."""
+        _, sources, targets = groups.ends()
+        if self._warned or (sources != targets).any():
+            return
+        self._warned = True
+        warn(
+            f"ScaleBalancer has nothing to balance in model {self.model.name!r}: no "
+            "scale can be shifted between its kernels, see `scale_groups(model)`."
+        )

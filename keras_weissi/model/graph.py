@@ -1,0 +1,233 @@
+"""The graph of layers inside a model, as far as Keras shows it.
+
+Functional and Sequential models know which layer feeds which; a subclassed model does
+not, and neither does the inside of a custom layer.
+"""
+
+import collections
+import inspect
+
+import keras
+
+from keras_weissi._utils.keras_private import functional_of, inputs_struct, nodes_of
+from keras_weissi.model.homogeneity import NORMALIZATIONS, is_homogeneous, is_of_keras
+
+_OUTSIDE = "outside of the model"
+_HIDDEN = "a layer that Keras does not show"
+
+
+class Graph:
+    """Which layers consume the output of which, through nested models as well.
+
+    Args:
+        layers: List of a built `keras.Model` and all layers inside it.
+
+    Attributes:
+        root: the `keras.Function` of the model, or `None` if Keras shows none.
+        functions: list of the functions of the model and of those inside it.
+    """
+
+    def __init__(self, layers):
+        self.root = inner_function(layers[0])
+        self.functions = []
+        self._consumers = collections.defaultdict(list)
+        self._callers = collections.defaultdict(list)
+        self._calls = collections.defaultdict(list)
+        seen: set[int] = set()
+        for layer in layers:
+            function = inner_function(layer)
+            if function is not None:
+                self._add(function, seen)
+
+    def normalization_of(self, layer, parents):
+        """Finds the normalization that makes the scale of a kernel meaningless.
+
+        Args:
+            layer: The `keras.Layer` that owns the kernel.
+            parents: The layers around it, outermost first, without the model.
+
+        Returns:
+            The name of a normalization layer if the layer's output goes to nothing but
+            normalization layers, `None` if it does not, and `"?"` if Keras does not
+            show where it goes.
+        """
+        spectral = keras.layers.SpectralNormalization
+        if parents and isinstance(parents[-1], spectral):
+            return parents[-1].name
+        if parents and isinstance(parents[-1], keras.layers.TimeDistributed):
+            outer = parents[-1]
+        else:
+            outer = layer
+        if outer not in self:
+            around = [p for p in parents if inner_function(p) is None]
+            visible = self.root is not None and around
+            return None if visible and all(map(is_of_keras, around)) else "?"
+        if not is_homogeneous(getattr(layer, "activation", None)):
+            return None
+        consumers = [
+            consumer
+            for function, node in self._calls[id(outer)]
+            for tensor in node.output_tensors
+            for consumer in self._consumers_of(function, tensor, set())
+        ]
+        normalizations = [c for c in consumers if isinstance(c, NORMALIZATIONS)]
+        hidden = [c for c in consumers if c is _HIDDEN]
+        if not consumers or len(normalizations) + len(hidden) < len(consumers):
+            return None
+        return "?" if hidden else normalizations[0].name
+
+    def __contains__(self, layer):
+        return id(layer) in self._calls
+
+    def _add(self, function, seen):
+        if id(function) in seen:
+            return
+        seen.add(id(function))
+        self.functions.append(function)
+        for node in nodes_of(function):
+            self._calls[id(node.operation)].append((function, node))
+            for tensor in node.input_tensors:
+                self._consumers[id(function), id(tensor)].append(node)
+            inner = inner_function(node.operation)
+            if inner is not None:
+                self._callers[id(inner)].append((function, node))
+                self._add(inner, seen)
+
+    def _consumers_of(self, function, tensor, seen):
+        """Lists the layers that take a tensor, or `_OUTSIDE` or `_HIDDEN`."""
+        if (id(function), id(tensor)) in seen:
+            return []
+        seen.add((id(function), id(tensor)))
+        found = []
+        for node in self._consumers[id(function), id(tensor)]:
+            inner = inner_function(node.operation)
+            if inner is None:
+                found.append(unwrapped(node.operation))
+            elif (entries := entries_of(node, inner)) is None:
+                found.append(_HIDDEN)
+            else:
+                for outer, entry in entries:
+                    if outer is tensor:
+                        found += self._consumers_of(inner, entry, seen)
+        for position, output in enumerate(function.outputs):
+            if output is tensor:
+                callers = self._callers[id(function)]
+                if function is self.root:
+                    found.append(_OUTSIDE)
+                elif not callers:
+                    found.append(_HIDDEN)
+                for caller, node in callers:
+                    outer = node.output_tensors[position]
+                    found += self._consumers_of(caller, outer, seen)
+        shown = (str, keras.Operation)
+        return [
+            c if isinstance(c, shown) and (c is _OUTSIDE or is_of_keras(c)) else _HIDDEN
+            for c in found
+        ]
+
+
+def unwrapped(layer):
+    """Returns the layer that a `TimeDistributed` applies, or the layer itself."""
+    while type(layer) is keras.layers.TimeDistributed:
+        layer = layer.layer
+    return layer
+
+
+def inner_function(layer):
+    """Returns the `keras.Function` that a layer applies, or `None` if it has none.
+
+    A class with a `call` of its own may do something else with its layers.
+    """
+    layer = unwrapped(layer)
+    if not isinstance(layer, (keras.Function, keras.Sequential)):
+        return None
+    classes = type(layer).__mro__
+    definer = next(c for c in classes if "call" in vars(c))
+    if definer.__module__.split(".")[0] != "keras":
+        return None
+    return functional_of(layer) if isinstance(layer, keras.Sequential) else layer
+
+
+def output_layer(model):
+    """Finds the layer that makes the output of a model, before softmax or sigmoid.
+
+    Args:
+        model: A built `keras.Model`.
+
+    Returns:
+        Pair of the layer and of a list of the activations behind it, in no order; or
+        `None` if Keras does not show it, the model has not just one output, or the
+        layer is called more than once.
+    """
+    function = inner_function(model)
+    if function is None or len(function.outputs) != 1:
+        return None
+    tensor, activations = function.outputs[0], []
+    while True:
+        nodes = nodes_of(function)
+        made = [(n, i) for n in nodes for i in _positions(n, tensor)]
+        if not made:
+            return None
+        node, position = made[0]
+        layer = node.operation
+        if sum(other.operation is layer for other in nodes) > 1:
+            return None
+        inner = inner_function(layer)
+        if inner is not None:
+            function, tensor = inner, inner.outputs[position]
+        elif type(layer) is keras.layers.Activation:
+            activations.append(layer.activation)
+            tensor = node.input_tensors[0]
+        elif type(layer) is keras.layers.Softmax and layer.axis == -1:
+            activations.append(keras.activations.softmax)
+            tensor = node.input_tensors[0]
+        else:
+            layer = unwrapped(layer)
+            return layer, [*activations, getattr(layer, "activation", None)]
+
+
+def _positions(node, tensor):
+    return [i for i, output in enumerate(node.output_tensors) if output is tensor]
+
+
+def mentioned(node):
+    """Lists the variables that a call uses beside those of the layer that is called.
+
+    They may be among the arguments, as in `keras.ops.matmul(x, layer.kernel)`; or an
+    attribute of an operation of the user's, or used by a function that is one, as in a
+    `Lambda`.
+    """
+    things = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    layer = unwrapped(node.operation)
+    is_own = not is_of_keras(layer) or isinstance(layer, keras.layers.Lambda)
+    if is_own or not isinstance(layer, keras.Layer):
+        # Private ones are where Keras tracks what is in the others.
+        things += [v for k, v in vars(layer).items() if not k.startswith("_")]
+    for function in [x for x in things if inspect.isfunction(x)]:
+        used = inspect.getclosurevars(function)
+        things += [*used.nonlocals.values(), *used.globals.values()]
+    found = [x for x in things if isinstance(x, keras.Variable)]
+    for thing in things:
+        if isinstance(thing, keras.Layer) and thing is not layer:
+            found += thing.weights
+    return found
+
+
+def entries_of(node, function):
+    """Pairs the tensors that a call passes to a function with the function's inputs.
+
+    Returns:
+        List of pairs, or `None` if it is not clear what becomes what: with a mask
+        among the arguments, for one, or a dict where there was a list.
+    """
+    if len(node.input_tensors) != len(function.inputs):
+        return None
+    if len(function.inputs) > 1:
+        structures = (node.arguments.args[:1], (inputs_struct(function),))
+        try:
+            keras.tree.assert_same_structure(
+                *(keras.tree.lists_to_tuples(s) for s in structures)
+            )
+        except (TypeError, ValueError):
+            return None
+    return list(zip(node.input_tensors, function.inputs, strict=True))

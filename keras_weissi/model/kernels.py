@@ -1,0 +1,306 @@
+"""The kernels of a model and their norms.
+
+This module alone decides what counts as a kernel and how it is named, and it is
+the only one that walks over the layers of a model.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_weissi._utils.backend import to_numpy
+from keras_weissi._utils.keras_private import sublayers
+from keras_weissi._utils.tables import (
+    Columns,
+    KernelTable,
+    format_norm,
+    format_regularizer,
+    format_shape,
+    format_share,
+)
+from keras_weissi._utils.validation import check_model
+from keras_weissi.model.graph import Graph
+from keras_weissi.model.homogeneity import gamma_of
+from keras_weissi.regularizers import WEISSI, dtype_of_sums
+
+# Variables of more elements are brought to the host in pieces of about this many.
+PIECE = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel of a model.
+
+    Attributes:
+        name: str, unique in the model: the names of the layers that lead to the
+            kernel, joined by "/". A layer with several kernels adds the name of the
+            variable.
+        layer: the `keras.Layer` that owns the kernel.
+        variable: the `keras.Variable` itself.
+        parents: tuple of the layers around `layer`, outermost first, without the
+            model itself.
+    """
+
+    name: str
+    layer: keras.Layer
+    variable: keras.Variable
+    parents: tuple[keras.Layer, ...] = ()
+
+    @property
+    def regularizer(self) -> keras.regularizers.Regularizer | None:
+        """The regularizer that acts on the kernel, or `None`."""
+        return self.variable.regularizer
+
+
+def kernels(model, everything=False):
+    """Lists the kernels of a model.
+
+    A kernel is a floating-point variable called "kernel" or "..._kernel", as in the
+    layers of Keras that multiply their input by one, or any other variable that
+    carries a `WEISSI` regularizer. Nested models, wrapped layers and RNN cells are
+    searched. What several layers share is listed once, where it comes first.
+
+    Args:
+        model: A built `keras.Model` or `keras.Layer`.
+        everything: bool. Whether to list embeddings and quantized kernels too.
+            Defaults to `False`.
+
+    Returns:
+        List of `Kernel`, in the order of the layers.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import norms
+    >>> backbone = keras.Sequential(
+    ...     [keras.Input((8, 1)), keras.layers.Conv1D(2, 3, name="conv")],
+    ...     name="backbone",
+    ... )
+    >>> model = keras.Sequential([backbone, keras.layers.LSTM(4, name="lstm")])
+    >>> [kernel.name for kernel in norms.kernels(model)]
+    ['backbone/conv', 'lstm/lstm_cell/kernel', 'lstm/lstm_cell/recurrent_kernel']
+    """
+    return _named(model, lambda layer, variable: _is_kernel(variable, everything))
+
+
+def gammas(model):
+    """Lists, as `kernels` does, what the normalization layers scale their output by."""
+    return _named(model, lambda layer, variable: variable is gamma_of(layer))
+
+
+def kernels_of_built(model, everything=False):
+    """Lists kernels as `kernels` does, and raises a `ValueError` if there are none."""
+    check_model(model)
+    found = kernels(model, everything) if model.built else []
+    if found:
+        return found
+    expected = "a built model with kernels"
+    if not model.built or not model.weights:
+        expected += ": call it on data, or `model.build(input_shape)`, before"
+    elif kernels(model, everything=True):
+        expected += " in floating point; all are quantized, or embeddings"
+    raise ValueError(
+        f"Invalid value for argument `model`. Expected {expected}. "
+        f"Received: model={model.name!r}, built={model.built}"
+    )
+
+
+def layers_of(model):
+    """Lists a model and all layers inside it, depth first, each once."""
+    return [layer for layer, _ in _walk(model)]
+
+
+@dataclasses.dataclass(frozen=True)
+class NormRow:
+    """One row of `norm_table`.
+
+    Attributes:
+        name: str, the kernel's name.
+        shape: tuple of ints.
+        norm: float, the Frobenius norm.
+        share: float, the part of the log norm product that is the kernel's: the logs
+            of all norms add up to 1. Not a number where there are no parts, because
+            some norms are above 1 and others below, or 0.
+        regularizer: what acts on the kernel, or `None`.
+        normalized: str, the normalization layer that the kernel feeds; "" if it feeds
+            another layer; "?" if Keras does not show what it feeds.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    norm: float
+    share: float
+    regularizer: keras.regularizers.Regularizer | None
+    normalized: str
+
+
+def norm_table(
+    model: keras.Model, print_fn: Callable[[str], object] | None = print
+) -> KernelTable[NormRow] | None:
+    """Prints the kernels of a model with their norms, as a table.
+
+    Args:
+        model: A built `keras.Model`.
+        print_fn: Function that takes the table as a string, as in `model.summary`.
+            `None` returns the table instead. Defaults to `print`.
+
+    Returns:
+        `None`, or with `print_fn=None` a `KernelTable` of `NormRow`.
+
+    Raises:
+        ValueError: If the model is not built.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import norm_table
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)),
+    ...     keras.layers.Dense(2, kernel_initializer="ones", name="first"),
+    ...     keras.layers.BatchNormalization(name="bn"),
+    ...     keras.layers.Dense(8, kernel_initializer="ones", name="second"),
+    ... ])
+    >>> for row in norm_table(model, print_fn=None):
+    ...     print(row.name, row.norm, round(row.share, 2), repr(row.normalized))
+    first 2.0 0.33 'bn'
+    second 4.0 0.67 ''
+    """
+    found = kernels_of_built(model)
+    graph = Graph(layers_of(model))
+    norms = [host_norm(kernel.variable) for kernel in found]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(norms)
+        total = float(np.sum(logs))
+        shares = logs / total
+    if not np.all((shares >= 0) & (shares <= 1)):
+        shares = np.full(len(norms), np.nan)
+    rows = [
+        NormRow(
+            kernel.name,
+            tuple(kernel.variable.shape),
+            norm,
+            float(share),
+            kernel.regularizer,
+            graph.normalization_of(kernel.layer, kernel.parents) or "",
+        )
+        for kernel, norm, share in zip(found, norms, shares, strict=True)
+    ]
+    columns: Columns = {
+        "name": str,
+        "shape": format_shape,
+        "norm": format_norm,
+        "share": format_share,
+        "regularizer": format_regularizer,
+        "normalized": str,
+    }
+    caption = f"log norm product: {total:.4f}"
+    ours = [isinstance(kernel.regularizer, WEISSI) for kernel in found]
+    if any(ours) and not all(ours):
+        with np.errstate(invalid="ignore"):
+            part = float(np.sum(logs[ours]))
+        caption += (
+            f"; of the {sum(ours)} with WEISSI, which NormLogger watches: {part:.4f}"
+        )
+    table = KernelTable(rows, columns, caption)
+    if print_fn is None:
+        return table
+    print_fn(str(table))
+    return None
+
+
+def host_norm(variable):
+    """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
+
+    For a single look: it compiles nothing. What is on the host at a time is a small
+    part of a large kernel.
+    """
+    # Not by a dot product: the threads of BLAS get in the way of a busy backend's.
+    squares = (np.square(p, dtype="float64").sum() for p in host_pieces(variable))
+    return math.sqrt(sum(squares))
+
+
+def host_pieces(variable):
+    """Yields the value of a variable as NumPy arrays, some rows of a large one each.
+
+    Joined along the first axis they are the value. They are float64 for a float64
+    variable, and float32 for any other, also for those that NumPy has no dtype for.
+    """
+    shape = tuple(variable.shape)
+    dtype = dtype_of_sums(variable.dtype)
+    if math.prod(shape) <= PIECE:
+        yield to_numpy(keras.ops.cast(variable.value, dtype))
+        return
+    rows = max(1, PIECE // math.prod(shape[1:]))
+    for start in range(0, shape[0], rows):
+        # Not `value[start:...]`, which JAX compiles anew for every `start`.
+        corner = (start, *(0 for _ in shape[1:]))
+        extent = (min(rows, shape[0] - start), *shape[1:])
+        piece = keras.ops.slice(variable.value, corner, extent)
+        yield to_numpy(keras.ops.cast(piece, dtype))
+
+
+def _walk(layer, parents=None, seen=None):
+    """Yields a layer and all inside it, depth first, each once with those around it."""
+    seen = set() if seen is None else seen
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    yield layer, parents or ()
+    around = () if parents is None else (*parents, layer)
+    for sub in sublayers(layer):
+        yield from _walk(sub, around, seen)
+
+
+def _own_variables(model):
+    """Yields `(layer, parents, variables)` depth first, each variable once."""
+    seen: set[int] = set()
+    for layer, parents in _walk(model):
+        below = {id(v) for sub in sublayers(layer) for v in sub.weights}
+        own = [v for v in layer.weights if id(v) not in below and id(v) not in seen]
+        if own:
+            seen.update(map(id, own))
+            yield layer, parents, own
+
+
+def _named(model, is_wanted):
+    found = []
+    names = set()
+    for layer, parents, variables in _own_variables(model):
+        own = [v for v in variables if is_wanted(layer, v)]
+        path = [part.name for part in (*parents, layer) if part is not model]
+        for variable in own:
+            parts = [*path, variable.name] if len(own) > 1 or not path else path
+            name = base = "/".join(map(_clean, parts))
+            count = 1
+            while name in names:
+                name = f"{base}_{count}"
+                count += 1
+            names.add(name)
+            found.append(Kernel(name, layer, variable, parents))
+    return found
+
+
+def is_embedding(variable):
+    """Whether a variable is a table of embeddings, also one that makes logits."""
+    return variable.name in ("embeddings", "reverse_embeddings")
+
+
+def _is_kernel(variable, everything):
+    if variable.name.startswith("lora_"):
+        # Half of a low-rank update: its norm says nothing, and starts at 0.
+        return False
+    if isinstance(variable.regularizer, WEISSI):
+        return True
+    if everything and is_embedding(variable):
+        return True
+    named = variable.name == "kernel" or variable.name.endswith("_kernel")
+    return named and (everything or keras.backend.is_float_dtype(variable.dtype))
+
+
+def _clean(name):
+    # These have a meaning in `str.format`, which fills in the names of checkpoints.
+    return re.sub(r"[.:!{}\[\]\s]", "_", name)

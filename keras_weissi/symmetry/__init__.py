@@ -1,0 +1,25 @@
+"""The scale symmetry of a model as a tool: see it, shift it, balance it."""
+
+from keras_weissi._utils.tables import KernelTable
+from keras_weissi.symmetry.coefficients import (
+    CoefficientRow,
+    InvariantCoefficients,
+    invariant_coefficients,
+)
+from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.groups import KernelEdge, ScaleGroup, ScaleGroups
+from keras_weissi.symmetry.rescale import Rescaling, balance_scales, shift_scales
+
+__all__ = [
+    "CoefficientRow",
+    "InvariantCoefficients",
+    "KernelEdge",
+    "KernelTable",
+    "Rescaling",
+    "ScaleGroup",
+    "ScaleGroups",
+    "balance_scales",
+    "invariant_coefficients",
+    "scale_groups",
+    "shift_scales",
+]

@@ -1,0 +1,163 @@
+"""Scale groups: which tensors of a model have to be multiplied by the same factor.
+
+Every tensor gets a factor; layers tie the factors of their inputs and outputs, or pin
+them to 1, or carry one to the other by a kernel. Tensors that are tied make up a group,
+and the kernels are the edges between the groups. `grouping` finds them.
+"""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+
+from keras_weissi._utils.tables import KernelTable, format_shape
+from keras_weissi.model.kernels import Kernel
+from keras_weissi.symmetry.solvers import GROUND
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleGroup:
+    """Tensors that have to be multiplied by the same factor.
+
+    Attributes:
+        index: int, the place in `ScaleGroups.groups`.
+        layers: tuple of str, the layers whose outputs they are.
+        pins: tuple of pairs of str, the layers that pin the factor to 1 and why.
+    """
+
+    index: int
+    layers: tuple[str, ...]
+    pins: tuple[tuple[str, str], ...]
+
+    @property
+    def free(self) -> bool:
+        """Whether the factor may be chosen."""
+        return not self.pins
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelEdge:
+    """A kernel, or the gamma of a normalization, between two groups.
+
+    With the factors `s` of the source and `t` of the target, the kernel is to be
+    multiplied by `t / s`, and what the layer adds to its output by `t`.
+
+    Attributes:
+        kernel: `keras_weissi.norms.Kernel`.
+        shifts: tuple of `keras.Variable`: the bias, or the beta.
+        source: int, the index of the group that the layer takes.
+        target: int, the index of the group that it returns.
+        is_gamma: bool, whether it is the gamma of a normalization.
+    """
+
+    kernel: Kernel
+    shifts: tuple[keras.Variable, ...]
+    source: int
+    target: int
+    is_gamma: bool
+
+
+class ScaleGroups:
+    """The scale groups of a model, as `scale_groups` returns them. Prints as tables.
+
+    Attributes:
+        groups: list of `ScaleGroup`.
+        edges: list of `KernelEdge`.
+    """
+
+    def __init__(self, groups: list[ScaleGroup], edges: list[KernelEdge]) -> None:
+        self.groups = groups
+        self.edges = edges
+
+    @property
+    def free(self) -> list[ScaleGroup]:
+        """The groups whose factor may be chosen."""
+        return [group for group in self.groups if group.free]
+
+    @property
+    def pinned(self) -> list[ScaleGroup]:
+        """The groups whose factor is 1."""
+        return [group for group in self.groups if not group.free]
+
+    def nodes(self) -> list[int]:
+        """Returns the number of each group's node: free ones from 1 on, pinned ones 0.
+
+        So all that is pinned is one node, `GROUND` of `solve`.
+        """
+        free = itertools.count(GROUND + 1)
+        return [next(free) if group.free else GROUND for group in self.groups]
+
+    def ends(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Returns the edges between the nodes.
+
+        Returns:
+            Tuple of the number of nodes and of two int arrays, the nodes that the edges
+            come from, and those that they lead to.
+        """
+        nodes = self.nodes()
+        sources = np.array([nodes[edge.source] for edge in self.edges], "int64")
+        targets = np.array([nodes[edge.target] for edge in self.edges], "int64")
+        return max(nodes, default=GROUND) + 1, sources, targets
+
+    def __str__(self):
+        rows = [
+            _GroupRow(
+                str(group.index),
+                "free" if group.free else "1",
+                "; ".join(f"{name}: {reason}" for name, reason in group.pins[:1])
+                + (f" (and {len(group.pins) - 1} more)" if group.pins[1:] else ""),
+                _shortened(group.layers),
+            )
+            for group in self.groups
+        ]
+        groups = KernelTable(
+            rows,
+            {"group": str, "scale": str, "pinned_by": str, "outputs_of": str},
+            f"{len(self.groups)} groups, {len(self.free)} of them free",
+        )
+        edges = KernelTable(
+            [
+                _EdgeRow(
+                    edge.kernel.name,
+                    "gamma" if edge.is_gamma else "kernel",
+                    tuple(edge.kernel.variable.shape),
+                    str(edge.source),
+                    str(edge.target),
+                )
+                for edge in self.edges
+            ],
+            {
+                "name": str,
+                "weight": str,
+                "shape": format_shape,
+                "source": str,
+                "target": str,
+            },
+        )
+        return f"{groups}\n{edges}"
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupRow:
+    group: str
+    scale: str
+    pinned_by: str
+    outputs_of: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _EdgeRow:
+    name: str
+    weight: str
+    shape: tuple
+    source: str
+    target: str
+
+
+def _shortened(names):
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{', '.join(names[:2])}, … {names[-1]} ({len(names)} in all)"

@@ -1,0 +1,236 @@
+"""The scale symmetry of a model as a tool: shift it, balance it, weigh a penalty by it.
+
+All that is done here leaves what the model computes as it is.
+"""
+
+import dataclasses
+import math
+
+import keras
+import ml_dtypes
+import numpy as np
+
+from keras_weissi._utils.tables import Columns, KernelTable, format_norm, format_shape
+from keras_weissi.model.kernels import host_norm, kernels
+from keras_weissi.symmetry.apply_factors import optimizer_of, rescale
+from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
+from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.solvers import GROUND, balanced_log_scales
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescaling:
+    """One row of the report of `shift_scales` and `balance_scales`.
+
+    Attributes:
+        name: str, the name of the kernel, or of the normalization with the gamma.
+        shape: tuple of ints.
+        before: float, the Frobenius norm.
+        after: float, the Frobenius norm now.
+        factor: float, what it was multiplied by.
+        note: str, what else to know, such as why it was left as it was.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    before: float
+    after: float
+    factor: float
+    note: str
+
+
+def shift_scales(
+    model: keras.Model,
+    factors: dict[str, float],
+    optimizer: bool | keras.optimizers.Optimizer = True,
+) -> KernelTable[Rescaling]:
+    """Multiplies kernels by factors that leave what the model computes as it is.
+
+    With `s` and `t` the products of the factors along the way from the input to the
+    input and to the output of a layer: `kernel *= t / s`, `bias *= t`. What is added to
+    an output is thus scaled by all the factors before it. The products have to agree
+    wherever two ways meet, and be 1 where something pins the scale: at the output of
+    the model, before a normalization, at an activation such as softmax.
+
+    The activations in between are scaled as well: in half precision, large factors can
+    make them overflow.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`.
+        factors: Dict from the names of layers (or of kernels, as `scale_groups` prints
+            them) to floats above 0. The others get 1. A normalization stands for its
+            gamma; the factor of a layer with two kernels is shared by them.
+        optimizer: Whether to carry the state of the optimizer that the model is
+            compiled with, see `balance_scales`; or the optimizer. Defaults to `True`.
+
+    Returns:
+        `KernelTable` of `Rescaling`. It prints as a table.
+
+    Raises:
+        ValueError: If a product is not 1 where it has to be (to within 1e-12), a name
+            is unknown, or an argument is invalid. No weight has been changed then.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import shift_scales
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(3, "relu", name="hidden"),
+    ...     keras.layers.Dense(2, name="logits"),
+    ... ])
+    >>> report = shift_scales(model, {"hidden": 8.0, "logits": 0.125})
+    >>> [(row.name, row.factor) for row in report]
+    [('hidden', 8.0), ('logits', 0.125)]
+
+    Reference:
+
+    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3, where the
+      factor of a bias is that of its own layer; it is the product up to it.
+    """
+    groups = scale_groups(model)
+    by_edge = factors_by_edge(factors, groups)
+    scales = group_scales(by_edge, groups)
+    return _apply(model, groups, by_edge, scales, {}, optimizer)
+
+
+def balance_scales(
+    model: keras.Model, optimizer: bool | keras.optimizers.Optimizer = True
+) -> KernelTable[Rescaling]:
+    """Shifts scale between the layers until the norms are the least, all in all.
+
+    Minimises `sum_l norm(W_l) ** 2` over all shifts that leave what the model computes
+    as it is; the minimum is unique. In a chain of layers, all norms are then equal, to
+    `prod_l norm(W_l) ** (1 / L)`. Where several kernels lead into or out of a tensor,
+    the squares of their norms sum to the same on both sides. The gamma of a
+    normalization counts as a kernel. Frozen layers are left as they are.
+
+    Doing it twice changes nothing, to the last bit, as weights are left alone if no
+    norm is off by more than the precision of their dtype.
+
+    Args:
+        model: A built Sequential or Functional `keras.Model`.
+        optimizer: bool or `keras.optimizers.Optimizer`. Whether to carry the state of
+            the optimizer that the model is compiled with, or which optimizer's: if a
+            weight is multiplied by `c`, its momentum is divided by `c`, an average of
+            squared gradients by `c ** 2`, as the gradients will be from now on.
+            Defaults to `True`.
+
+    Returns:
+        `KernelTable` of `Rescaling`, with a row for each kernel. It prints as a table.
+
+    Raises:
+        ValueError: If the model is a subclassed one, a norm is not finite, or it is not
+            known how the state of the optimizer scales.
+        RuntimeError: If norms are so far apart that the scales are not found. No weight
+            has been changed in either case.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import balance_scales
+    >>> ones = {"kernel_initializer": "ones"}
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)),
+    ...     keras.layers.Dense(2, "relu", **ones),
+    ...     keras.layers.Dense(32, **ones),
+    ... ])
+    >>> [(row.before, round(row.after, 3)) for row in balance_scales(model)]
+    [(2.0, 4.0), (8.0, 4.0)]
+
+    Reference:
+
+    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3, which
+      prints a sum in place of the product.
+    """
+    return balance(model, scale_groups(model), optimizer)
+
+
+def balance(model, groups, optimizer=True):
+    """Does what `balance_scales` does, for groups that are known already."""
+    norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
+    for edge, norm in zip(groups.edges, norms, strict=True):
+        if not math.isfinite(norm):
+            raise ValueError(
+                "Invalid value for argument `model`. Expected kernels of finite norm. "
+                f"Received: model={model.name!r}, {edge.kernel.name!r} of norm {norm}"
+            )
+    count, sources, targets = groups.ends()
+    with np.errstate(divide="ignore"):
+        log_norms = np.log(np.array(norms))
+    logs, held = balanced_log_scales(count, sources, targets, log_norms)
+    changes = logs[targets] - logs[sources]
+    dtypes = {edge.kernel.variable.dtype for edge in groups.edges}
+    precision = max((float(ml_dtypes.finfo(d).eps) for d in dtypes), default=0.0)
+    if np.abs(changes).max(initial=0.0) <= max(8 * precision, TOLERANCE):
+        changes, logs = 0 * changes, 0 * logs
+    # What is past the range of floats is refused later, if there is anything to scale.
+    with np.errstate(over="ignore", under="ignore"):
+        by_edge = dict(enumerate(np.exp(changes).tolist()))
+        factors = np.exp(logs).tolist()
+    scales = [factors[node] for node in groups.nodes()]
+    notes = {}
+    for i in range(len(groups.edges)):
+        if norms[i] == 0.0:
+            notes[i] = "its norm is 0"
+        elif sources[i] == targets[i]:
+            is_pinned = sources[i] == GROUND
+            notes[i] = "between pinned groups" if is_pinned else "in a single group"
+        elif held[sources[i]] and held[targets[i]]:
+            notes[i] = "a kernel of norm 0 stands in the way"
+    return _apply(model, groups, by_edge, scales, notes, optimizer, norms)
+
+
+def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
+    """Rescales the weights and returns the report.
+
+    Args:
+        model: The `keras.Model`.
+        groups: Its `ScaleGroups`.
+        by_edge: Dict from the number of an edge to the factor of its kernel.
+        scales: List of the factors of the groups.
+        notes: Dict from the number of an edge to what the report says of it.
+        optimizer: As for `balance_scales`.
+        norms: List of the norms of the kernels, if they are known.
+    """
+    factors = []
+    for i, edge in enumerate(groups.edges):
+        dtype = edge.kernel.layer.compute_dtype
+        factors.append((edge.kernel.variable, by_edge.get(i, 1.0), dtype))
+        factors += [(shift, scales[edge.target], dtype) for shift in edge.shifts]
+    if norms is None:
+        norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
+    rescale(factors, optimizer_of(model, optimizer))
+    rows = {}
+    for i, edge in enumerate(groups.edges):
+        variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)
+        remarks = ("gamma" if edge.is_gamma else "", notes.get(i, ""))
+        rows[id(variable)] = Rescaling(
+            edge.kernel.name,
+            tuple(variable.shape),
+            norms[i],
+            norms[i] if factor == 1.0 else host_norm(variable),
+            factor,
+            "; ".join(note for note in remarks if note),
+        )
+    for kernel in kernels(model):
+        if id(kernel.variable) not in rows:
+            norm = host_norm(kernel.variable)
+            shape = tuple(kernel.variable.shape)
+            note = "its layer lets no scale pass"
+            row = Rescaling(kernel.name, shape, norm, norm, 1.0, note)
+            rows[id(kernel.variable)] = row
+    before, after = (
+        sum(getattr(row, name) ** 2 for row in rows.values())
+        for name in ("before", "after")
+    )
+    columns: Columns = {
+        "name": str,
+        "shape": format_shape,
+        "before": format_norm,
+        "after": format_norm,
+        "factor": format_norm,
+        "note": str,
+    }
+    caption = f"sum of squares: {before:.4g} before, {after:.4g} after"
+    return KernelTable(rows.values(), columns, caption)

@@ -1,0 +1,97 @@
+"""What Keras does not publish is still there, and is what it was."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_weissi._utils import keras_private
+
+
+def test_sublayers_are_those_right_inside():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="deep")])
+    wrapped = layers.TimeDistributed(layers.Dense(2, name="wrapped"))
+    model = keras.Sequential([inner, layers.Reshape((2, 2)), wrapped])
+    model.build((None, 4))
+    assert inner in keras_private.sublayers(
+        model
+    ) and wrapped in keras_private.sublayers(model)
+    assert [layer.name for layer in keras_private.sublayers(wrapped)] == ["wrapped"]
+
+
+def test_calls_come_after_those_they_need():
+    inputs = keras.Input((4,))
+    one = layers.Dense(4, name="one")
+    two = layers.Dense(4, name="two")
+    model = keras.Model(inputs, two(one(inputs)))
+    names = [node.operation.name for node in keras_private.nodes_of(model)]
+    assert names[-2:] == ["one", "two"]
+    node = keras_private.nodes_of(model)[-1]
+    assert node.output_tensors[0] is model.outputs[0]
+
+
+def test_inputs_are_arranged_as_given():
+    a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b")
+    model = keras.Model({"a": a, "b": b}, layers.Add()([a, b]))
+    assert set(keras_private.inputs_struct(model)) == {"a", "b"}
+
+
+def test_a_sequential_has_a_functional_once_it_is_built():
+    model = keras.Sequential([layers.Dense(2)])
+    assert keras_private.functional_of(model) is None
+    model.build((None, 4))
+    assert isinstance(keras_private.functional_of(model), keras.Function)
+
+
+@pytest.mark.parametrize(
+    "optimizer, name",
+    [
+        ("SGD", "momentums"),
+        ("Adam", "velocities"),
+        ("Adamax", "u"),
+        ("Lamb", "momentums"),
+    ],
+)
+def test_slots_are_in_the_order_of_the_variables(optimizer, name):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dense(5)])
+    arguments = {"momentum": 0.9} if optimizer == "SGD" else {}
+    optimizer = getattr(keras.optimizers, optimizer)(**arguments)
+    optimizer.build(model.trainable_variables)
+    trained = keras_private.trained_by(optimizer)
+    assert [id(v) for v in trained] == [id(v) for v in model.trainable_variables]
+    shapes = [
+        tuple(slot.shape) for slot in keras_private.slots_by_name(optimizer, name)
+    ]
+    assert shapes == [(3, 2), (2,), (2, 5), (5,)]
+    assert not keras_private.slots_by_name(optimizer, "nothing_of_the_kind")
+
+
+def test_the_model_of_a_callback_in_training():
+    found = []
+
+    class Looks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            found.append(keras_private.model_in_training(self))
+
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((2, 3)), np.ones((2, 1)), verbose=0, callbacks=[Looks()])
+    assert found == [model]
+
+
+def test_an_attention_layer_makes_its_layers_from_an_argument():
+    for kind in (layers.MultiHeadAttention, layers.GroupQueryAttention):
+        sizes = {"num_heads": 2, "key_dim": 2}
+        if kind is layers.GroupQueryAttention:
+            sizes = {"num_query_heads": 2, "num_key_value_heads": 1, "head_dim": 2}
+        layer = kind(**sizes, kernel_regularizer="l2")
+        names = keras_private.regularizer_slots(layer)
+        assert names
+        assert all(isinstance(getattr(layer, n), keras.regularizers.L2) for n in names)
+
+
+def test_a_layer_keeps_its_regularizers_by_name():
+    layer = layers.MultiHeadAttention(2, 2, kernel_regularizer="l2")
+    kept = keras_private.regularizers_kept_by(layer)
+    assert isinstance(kept["_kernel_regularizer"], keras.regularizers.L2)
+    assert kept["_bias_regularizer"] is None

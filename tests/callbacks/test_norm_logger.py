@@ -1,0 +1,774 @@
+import copy
+import csv
+import os
+import pickle
+import re
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, norm_of, penalty_of
+from keras import layers
+
+from keras_weissi import WEISSI, NormLogger, regularize
+from keras_weissi.callbacks.record import read_csv
+from keras_weissi.model.kernels import kernels, norm_table
+
+X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+Y = X[:, :1]
+
+
+def make_model(regularizer=None, depth=2, optimizer="sgd"):
+    hidden = [
+        layers.Dense(4, activation="relu", kernel_regularizer=regularizer, name=f"h{i}")
+        for i in range(depth)
+    ]
+    model = keras.Sequential([keras.Input((4,)), *hidden, layers.Dense(1, name="out")])
+    model.compile(optimizer, "mse")
+    return model
+
+
+class Snapshots(keras.callbacks.Callback):
+    """Takes the norms and the penalty the slow way, from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+        self.batches = []
+        self.logs = []
+
+    def state(self):
+        variables = [kernel.variable for kernel in kernels(self.model)]
+        return [norm_of(v) for v in variables], penalty_of(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.append(self.state())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(self.state())
+        self.logs.append(dict(logs))
+
+
+def fit(model, *callbacks, **arguments):
+    arguments = {"epochs": 2, "batch_size": 8, "verbose": 0, **arguments}
+    return model.fit(X, Y, callbacks=list(callbacks), **arguments)
+
+
+def test_logs_are_the_norms_of_the_weights_at_that_moment():
+    model = make_model(WEISSI(0.1, 0.01))
+    snapshots = Snapshots()
+    history = fit(model, NormLogger(), snapshots, validation_split=0.25).history
+    for epoch, (expected, penalty) in enumerate(snapshots.epochs):
+        expected = np.array(expected[:2])  # "out" has no WEISSI
+        logged = [history[f"norm/h{i}"][epoch] for i in (0, 1)]
+        np.testing.assert_allclose(logged, expected, rtol=1e-6)
+        assert history["norm_product"][epoch] == pytest.approx(
+            expected.prod(), rel=1e-6
+        )
+        assert history["log_norm_product"][epoch] == pytest.approx(
+            np.log(expected).sum(), rel=1e-6, abs=1e-6
+        )
+        assert history["regularization_loss"][epoch] == pytest.approx(penalty, rel=1e-5)
+    assert "norm/out" not in history and "val_loss" in history
+    assert history["norm/h0"][0] != history["norm/h0"][1]
+    # What stands behind the logger in the list has seen the same.
+    assert snapshots.logs[-1]["norm/h0"] == history["norm/h0"][-1]
+
+
+@pytest.mark.parametrize("regularizer", [None, "l2"])
+def test_a_baseline_is_watched_whole(regularizer):
+    model = make_model(regularizer)
+    history = fit(model, NormLogger()).history
+    assert {"norm/h0", "norm/h1", "norm/out"} <= set(history)
+    assert history["regularization_loss"][-1] == pytest.approx(
+        penalty_of(model), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda model: "out",
+        lambda model: ["out"],
+        lambda model: model.get_layer("out"),
+        lambda model: lambda layer: layer.units == 1,
+    ],
+)
+def test_the_user_may_choose(choose):
+    model = make_model(WEISSI())
+    history = fit(model, NormLogger(choose(model))).history
+    assert [key for key in history if key.startswith("norm/")] == ["norm/out"]
+
+
+def test_a_model_that_fit_builds_is_watched_from_then_on():
+    dense = layers.Dense(1, kernel_regularizer=WEISSI(), name="dense")
+    model = keras.Sequential([dense])
+    model.compile("sgd", "mse")
+    logger = NormLogger()
+    history = fit(model, logger).history
+    assert history["norm/dense"][-1] == pytest.approx(norm_of(dense.kernel), rel=1e-6)
+    # TensorFlow builds it in the first step, the others before.
+    epochs = [row["epoch"] for row in logger.record]
+    assert epochs == ([1, 2] if BACKEND == "tensorflow" else [0, 1, 2])
+    model = keras.Sequential([layers.Dense(1, name="dense")])
+    model.compile("sgd", "mse")
+    seen = Snapshots()
+    with pytest.raises(ValueError, match="argument `layers`"):
+        fit(model, NormLogger(["dens"]), seen)
+    assert not seen.batches
+
+
+def test_a_wrong_choice_is_an_error_before_the_first_step():
+    model = make_model()
+    before = norm_of(model.get_layer("h0").kernel)
+    with pytest.raises(ValueError, match="such as .*'out'.* Received: 'outt'"):
+        fit(model, NormLogger(["outt"]))
+    assert norm_of(model.get_layer("h0").kernel) == before
+
+
+@pytest.mark.parametrize("layers", [3, [], [1], {"a": 1}, ()])
+def test_bad_layers(layers):
+    with pytest.raises(ValueError, match="Invalid value for argument `layers`"):
+        NormLogger(layers)
+
+
+@pytest.mark.parametrize("update_freq", [0, -1, 1.5, True, None, "batch", np.arange(2)])
+def test_bad_update_freq(update_freq):
+    with pytest.raises(ValueError, match="Invalid value for argument `update_freq`"):
+        NormLogger(update_freq=update_freq)
+
+
+def test_record_starts_before_the_first_step_and_goes_on():
+    model = make_model(WEISSI())
+    initial = norm_of(model.get_layer("h0").kernel)
+    logger = NormLogger()
+    fit(model, logger)
+    after = norm_of(model.get_layer("h0").kernel)
+    assert logger.record[0]["norm/h0"] == pytest.approx(initial, rel=1e-6)
+    assert logger.record[-1]["norm/h0"] == pytest.approx(after, rel=1e-6)
+    fit(model, logger, initial_epoch=2, epochs=4)
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    assert index == [(0, 0), (1, 4), (2, 8), (3, 12), (4, 16)]
+    # Weights changed between two fits are a state of their own.
+    model.get_layer("h0").kernel.assign(np.ones((4, 4)))
+    fit(model, logger, initial_epoch=4, epochs=5)
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    assert index[5:] == [(4, 16), (5, 20)]
+    assert logger.record[5]["norm/h0"] == 4.0
+    fit(model, logger, epochs=1)
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    assert index[7:] == [(0, 20), (1, 24)]
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_batches_are_recorded_on_request(steps_per_execution):
+    if steps_per_execution > 1 and BACKEND == "torch":
+        pytest.skip("Keras takes one step at a time on PyTorch")
+    model = make_model(WEISSI())
+    model.compile("sgd", "mse", steps_per_execution=steps_per_execution)
+    logger, snapshots = NormLogger(update_freq=3), Snapshots()
+    fit(model, logger, snapshots, epochs=3)  # 4 batches an epoch
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    if steps_per_execution == 1:
+        assert index == [(0, 0), (0, 3), (1, 4), (1, 6), (2, 8), (2, 9), (3, 12)]
+        for row in logger.record[1:]:
+            norms, _ = snapshots.batches[row["step"] - 1]
+            assert row["norm/h0"] == pytest.approx(norms[0], rel=1e-6)
+    else:
+        assert index == [(0, 0), (1, 4), (1, 6), (2, 8), (2, 10), (3, 12)]
+
+
+def test_csv_holds_the_record(tmp_path):
+    model = make_model(WEISSI())
+    logger = NormLogger()
+    fit(model, logger)
+    path = tmp_path / "norms.csv"
+    path.write_text("old")
+    logger.to_csv(path)
+    with open(path, newline="") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert rows == logger.record
+    assert [file.name for file in tmp_path.iterdir()] == ["norms.csv"]
+
+
+def test_a_failed_write_leaves_the_old_csv(tmp_path, monkeypatch):
+    logger = NormLogger()
+    fit(make_model(WEISSI()), logger)
+    path = tmp_path / "norms.csv"
+    path.write_text("old")
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
+    with pytest.raises(OSError, match="no space left"):
+        logger.to_csv(path)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["norms.csv"]
+
+
+def test_csv_errors_say_what_is_missing(tmp_path):
+    logger = NormLogger()
+    with pytest.raises(ValueError, match="nothing to write yet"):
+        logger.to_csv(tmp_path / "norms.csv")
+    fit(make_model(), logger)
+    with pytest.raises(FileNotFoundError, match="there is no folder .*none"):
+        logger.to_csv(tmp_path / "none" / "norms.csv")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", 1, 3, 4])
+def test_the_file_is_the_record_at_the_end_of_every_epoch(update_freq, tmp_path):
+    path = tmp_path / "norms.csv"
+    path.write_text("an old file")
+    logger = NormLogger(update_freq=update_freq, filename=str(path))
+    model, files = make_model(WEISSI()), []
+
+    def look(*_):
+        files.append(read_csv(path, "filename") == logger.record)
+
+    looking = keras.callbacks.LambdaCallback(on_epoch_begin=look, on_epoch_end=look)
+    fit(model, logger, looking)
+    fit(model, logger, looking, epochs=1)  # it goes on with what it has
+    assert files == [True] * 6
+    assert [row["epoch"] for row in logger.record if row["step"] in (0, 4, 8, 12)] == [
+        *(0, 1, 2, 0, 1)
+    ]
+
+
+def test_rows_between_epochs_are_saved_in_between(tmp_path):
+    path = tmp_path / "norms.csv"
+    logger = NormLogger(update_freq=1, filename=path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(WEISSI()), logger, Interrupt())
+    steps = [row["step"] for row in logger.record]
+    assert steps == [0, 1, 2, 3]
+    # The last waits for the next, as the end of the epoch would have taken its place.
+    assert read_csv(path, "filename") == logger.record[:-1]
+
+
+def test_a_logger_that_was_interrupted_goes_on_with_its_own_record(tmp_path):
+    path = tmp_path / "norms.csv"
+    logger = NormLogger(update_freq=1, filename=path, append=True)
+    model = make_model(WEISSI())
+    fit(model, logger)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, logger, Interrupt(), initial_epoch=2, epochs=4)
+    start = logger.record[8]
+    assert [row["step"] for row in logger.record] == list(range(12))
+    fit(model, logger, initial_epoch=2, epochs=4)
+    # Without the batches of the epoch that is done once more; their weights stayed.
+    steps = [row["step"] for row in logger.record]
+    assert steps == [*range(9), *range(8, 17)] and logger.record[8] is start
+    assert read_csv(path, "filename") == logger.record
+
+
+def test_a_record_of_another_model_is_told(tmp_path):
+    path = tmp_path / "norms.csv"
+    fit(make_model(depth=1), NormLogger(filename=path))
+    logger = NormLogger(filename=path, append=True)
+    with pytest.warns(UserWarning, match=r"other kernels.*it has \['norm/h0'.*norm/h1"):
+        fit(make_model(depth=2), logger, initial_epoch=2, epochs=3)
+    assert read_csv(path, "filename") == logger.record
+
+
+def test_rows_that_were_never_saved_are_told_of(tmp_path):
+    path = tmp_path / "norms.csv"
+    model = make_model(WEISSI())
+    fit(model, NormLogger(filename=path), epochs=1)
+    fit(model, initial_epoch=1, epochs=3)
+    logger = NormLogger(filename=path, append=True)
+    with pytest.warns(UserWarning, match="ends with epoch 1, and .* after epoch 3"):
+        fit(model, logger, initial_epoch=3, epochs=4)
+    rows = [(row["epoch"], row["step"]) for row in logger.record]
+    assert rows == [(0, 0), (1, 4), (3, 12), (4, 16)]
+
+
+def test_a_fault_that_lasts_is_told_once_whatever_else_changes(tmp_path):
+    model = make_model(WEISSI())
+    model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
+    change = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: regularize(model, WEISSI(0.1 + epoch))
+    )
+    with pytest.warns(UserWarning) as caught:
+        fit(model, change, NormLogger(filename=tmp_path / "none" / "n.csv"), epochs=4)
+    messages = [str(w.message) for w in caught]
+    assert sum("kernel 'h0' is no longer finite" in m for m in messages) == 1
+    assert sum("could not save" in m for m in messages) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+def test_a_pipe_cannot_be_gone_on_with(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", os.devnull):
+        with pytest.raises(ValueError, match="argument `filename`.*of a pipe or a dev"):
+            NormLogger(filename=path)
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", 3])
+def test_a_record_goes_on_where_the_weights_do(update_freq, tmp_path):
+    path = tmp_path / "norms.csv"
+    model = make_model(WEISSI())
+    loggers = [
+        NormLogger(update_freq=update_freq, filename=path, append=True)
+        for _ in range(3)
+    ]
+    fit(model, loggers[0], epochs=2)
+    fit(model, loggers[1], initial_epoch=2, epochs=4)
+    model.set_weights([w + 1 for w in model.get_weights()])
+    fit(model, loggers[2], initial_epoch=3, epochs=4)
+    ends = [row for row in loggers[2].record if row["step"] % 4 == 0]
+    assert [(row["epoch"], row["step"]) for row in ends] == [
+        *((0, 0), (1, 4), (2, 8), (3, 12), (3, 12), (4, 16)),
+    ]
+    # The third epoch's end is as it was, then comes the state that is gone on with.
+    position = loggers[1].record.index(
+        next(r for r in loggers[1].record if r["epoch"] == 3)
+    )
+    old, new = (loggers[2].record[position + i] for i in (0, 1))
+    assert loggers[2].record[: position + 1] == loggers[1].record[: position + 1]
+    for key in ("norm/h0", "log_norm_product"):
+        assert new[key] != old[key]
+    assert read_csv(path, "filename") == loggers[2].record
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        ({"filename": ""}, "filename"),
+        ({"filename": 3}, "filename"),
+        ({"filename": b"norms.csv"}, "filename"),
+        ({"filename": ["norms.csv"]}, "filename"),
+        ({"filename": True}, "filename"),
+        ({"filename": "norms.csv", "append": 1}, "append"),
+        ({"append": True}, "append"),
+    ],
+)
+def test_bad_files(arguments, name):
+    message = f"Invalid value for argument `{name}`. Expected .* Received: {name}="
+    with pytest.raises(ValueError, match=message):
+        NormLogger(**arguments)
+
+
+def test_other_callbacks_get_the_values(tmp_path):
+    model = make_model(WEISSI())
+    callbacks = [
+        NormLogger(),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.ModelCheckpoint(
+            str(tmp_path / "{epoch}-{log_norm_product:.6f}-{norm_product:.6f}.keras")
+        ),
+        keras.callbacks.EarlyStopping("log_norm_product", mode="max", patience=1),
+    ]
+    history = fit(model, *callbacks, epochs=50).history
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    logged = [float(row["norm/h0"]) for row in rows]
+    assert logged == history["norm/h0"]
+    for epoch, (log, product) in enumerate(
+        zip(history["log_norm_product"], history["norm_product"], strict=True)
+    ):
+        assert (tmp_path / f"{epoch + 1}-{log:.6f}-{product:.6f}.keras").exists()
+
+
+def test_early_stopping_on_the_product():
+    model = make_model(WEISSI(0.5))  # the product falls from the first epoch on
+    stop = keras.callbacks.EarlyStopping("log_norm_product", mode="max", patience=2)
+    history = fit(model, NormLogger(), stop, epochs=50).history
+    assert len(history["loss"]) == 3
+
+
+def test_empty_logs_are_filled():
+    model = make_model(WEISSI())
+    logger, logs = NormLogger(), {}
+    logger.set_params({"verbose": 0, "epochs": 1, "steps": 1})
+    logger.set_model(model)
+    logger.on_train_begin()
+    logger.on_epoch_begin(0)
+    logger.on_epoch_end(0, logs)
+    assert set(logs) == {
+        "norm/h0",
+        "norm/h1",
+        "norm_product",
+        "log_norm_product",
+        "regularization_loss",
+    }
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+def test_the_progress_line_stays_short(verbose, scale, capfd):
+    model = make_model(WEISSI(), depth=54)
+    model.compile("sgd", "mse", metrics=["accuracy"])
+    for i in range(54):
+        kernel = model.get_layer(f"h{i}").kernel
+        kernel.assign(scale * kernel)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The norm of kernel .* is no longer finite")
+        history = fit(
+            model, NormLogger(), verbose=verbose, validation_data=(X, Y), batch_size=1
+        )
+    output = capfd.readouterr().out
+    lines = re.split(r"[\r\n\b]+", re.sub(r"\x1b\[[0-9;]*m", "", output))
+    assert any("log_norm_product" in line for line in lines)
+    # With up to 9,999 steps an epoch, Keras writes four more digits twice.
+    assert max(map(len, lines)) < 200 - 8
+    assert output.count("Epoch 1/2") == 1  # one bar, not two
+    assert sum(key.startswith("norm/") for key in history.history) == 54
+
+
+def test_the_bar_can_be_left_to_another(capfd):
+    callbacks = [NormLogger(progress_bar=False), keras.callbacks.ProgbarLogger()]
+    fit(make_model(), *callbacks, epochs=2, verbose=1)
+    assert capfd.readouterr().out.count("Epoch 1/2") == 1
+    fit(make_model(), NormLogger(), verbose=0)
+    assert capfd.readouterr().out == ""
+
+
+def count_transfers(monkeypatch, variable):
+    """Returns a list that grows with every tensor or variable brought to the host."""
+    kinds = {type(keras.ops.sum(variable)), type(variable.value), type(variable)}
+    transfers, nesting = [], []
+
+    def counting(original):
+        def count(*args, **kwargs):
+            if not nesting:
+                transfers.append(original)
+            nesting.append(True)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                nesting.pop()
+
+        return count
+
+    for kind in kinds:
+        for way in ("numpy", "item", "tolist", "__float__", "cpu", "__dlpack__"):
+            if hasattr(kind, way):
+                monkeypatch.setattr(kind, way, counting(getattr(kind, way)))
+    # NumPy may take the memory of a tensor without asking any method of it.
+    for module, way in (
+        (keras.ops, "convert_to_numpy"),
+        (np, "asarray"),
+        (np, "array"),
+    ):
+        original = getattr(module, way)
+        counted = counting(original)
+
+        def either(x, *args, original=original, counted=counted, **kwargs):
+            chosen = counted if isinstance(x, tuple(kinds)) else original
+            return chosen(x, *args, **kwargs)
+
+        monkeypatch.setattr(module, way, either)
+    return transfers
+
+
+def test_one_transfer_a_measurement(monkeypatch):
+    model = make_model(WEISSI(0.1, 0.01), depth=20)
+    logger = NormLogger()
+    logger.set_params({"verbose": 0, "epochs": 1, "steps": 1})
+    logger.set_model(model)
+    logger.on_train_begin()
+    logger.on_epoch_begin(0)
+    kernel = model.get_layer("h0").kernel
+    transfers = count_transfers(monkeypatch, kernel)
+    logger.on_epoch_end(0, {})
+    assert len(transfers) == 1
+    keras.ops.convert_to_numpy(kernel)
+    np.asarray(keras.ops.stop_gradient(kernel.value))
+    float(keras.ops.sum(kernel.value))
+    assert len(transfers) == 4  # the count does see what it should
+
+
+def test_asynchronous_dispatch_stays_on():
+    for logger, stays in ((NormLogger(), True), (NormLogger(update_freq=5), False)):
+        callbacks = keras.callbacks.CallbackList([logger])
+        expected = stays and BACKEND in ("jax", "torch")
+        assert callbacks._async_train == expected
+
+
+def test_all_batches_of_a_long_epoch_are_counted():
+    logger = NormLogger()
+    logger.set_params({"verbose": 0, "epochs": 1, "steps": 10_000})
+    logger.set_model(make_model())
+    logger.on_train_begin()
+    logger.on_epoch_begin(0)
+    for batch in range(10_000):
+        logger.on_train_batch_end(batch, {"loss": 0.0})
+    logger.on_epoch_end(0, {})
+    assert logger.record[-1]["step"] == 10_000
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_fit_leaves_the_next_one_right():
+    model = make_model(WEISSI())
+    logger = NormLogger(update_freq=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, logger, Interrupt())
+    fit(model, logger, epochs=1)
+    index = [(row["epoch"], row["step"]) for row in logger.record]
+    assert index == [(0, 0), (0, 2), (0, 3), (0, 4), (0, 6), (1, 7)]
+
+
+def test_a_bare_callback_that_cannot_record_batches_says_so():
+    model = make_model(WEISSI())
+    logger = NormLogger(update_freq=1)
+    if BACKEND == "tensorflow":  # has no threads: it simply works
+        model.fit(X, Y, batch_size=8, verbose=0, callbacks=logger)
+        assert len(logger.record) == 5
+        return
+    with pytest.warns(UserWarning, match=r"pass callbacks=\[logger\]"):
+        model.fit(X, Y, batch_size=8, verbose=0, callbacks=logger)
+    assert [row["epoch"] for row in logger.record] == [0, 1]
+
+
+def test_a_logger_can_be_copied_and_pickled_after_a_fit():
+    logger = NormLogger()
+    model = make_model(WEISSI())
+    fit(model, logger)
+    logger.set_model(None)
+    for twin in (copy.deepcopy(logger), pickle.loads(pickle.dumps(logger))):
+        assert twin.record == logger.record
+        fit(model, twin, epochs=1)
+        assert twin.record[-1]["step"] == 12
+
+
+def test_what_is_compiled_is_kept_until_something_changes():
+    logger = NormLogger()
+    model = make_model(WEISSI())
+    fit(model, logger)
+    read = logger._watch._read
+    fit(model, logger)
+    assert logger._watch._read is read
+    model.get_layer("h0").kernel.regularizer = WEISSI(7.0)
+    model.compile("sgd", "mse")
+    history = fit(model, logger, epochs=1).history
+    assert history["regularization_loss"][0] == pytest.approx(
+        penalty_of(model), rel=1e-5
+    )
+
+
+class Pair(keras.Model):
+    """Has a training step but no `call`, so Keras never takes it for built."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = make_model(WEISSI())
+
+    def train_step(self, *data):
+        self.first(X)
+        return {"loss": 0.0}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="others refuse such a model")
+def test_a_model_that_is_never_built_is_watched_all_the_same():
+    model = Pair()
+    model.compile("sgd")
+    history = fit(model, NormLogger(), epochs=1).history
+    assert len([key for key in history if key.startswith("norm/")]) == 2
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="others trace or differentiate it")
+def test_a_regularizer_that_only_runs_eagerly():
+    class ByNumpy(keras.regularizers.Regularizer):
+        def __call__(self, x):
+            total = np.abs(keras.ops.convert_to_numpy(x)).sum()
+            return keras.ops.convert_to_tensor(float(total))
+
+    model = make_model(ByNumpy())
+    model.compile("sgd", "mse", run_eagerly=True)
+    history = fit(model, NormLogger(), epochs=1).history
+    assert history["regularization_loss"][0] == pytest.approx(
+        penalty_of(model), rel=1e-5
+    )
+
+
+@pytest.mark.jax_only
+def test_the_state_is_not_fetched_between_batches(monkeypatch):
+    model = make_model(WEISSI())
+    fetched = []
+    original = model.jax_state_sync
+
+    def watch():
+        if getattr(model, "_jax_state", None) and not model._jax_state_synced:
+            fetched.append(True)
+        original()
+
+    monkeypatch.setattr(model, "jax_state_sync", watch)
+    fit(model, NormLogger(), epochs=1)
+    assert len(fetched) <= 1  # by Keras, when the epoch ends
+    fit(model, NormLogger(update_freq=1), epochs=1)
+    assert len(fetched) >= 4
+
+
+def test_a_collapsing_layer_is_named_once():
+    model = make_model(WEISSI(0.1, min_norm=0.5))
+    model.get_layer("h1").kernel.assign(np.full((4, 4), 0.1))  # norm 0.4
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = fit(model, NormLogger(), epochs=4)
+    ours = [str(w.message) for w in caught if "at their floor" in str(w.message)]
+    assert len(ours) == 1
+    assert "that of 'h1' is 0.4, not above min_norm=0.5. The layers" in ours[0]
+    assert len(history.history["loss"]) == 4
+
+
+def test_many_collapsing_layers_are_one_warning():
+    model = make_model(WEISSI(0.1, min_norm=100.0), depth=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, NormLogger(), epochs=3)
+    (ours,) = [str(w.message) for w in caught if "at their floor" in str(w.message)]
+    assert "'h0'" in ours and "'h3'" not in ours and "; and 2 more. " in ours
+
+
+def test_a_norm_that_is_not_finite_is_named_once_and_training_goes_on():
+    model = make_model(WEISSI())
+    model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = fit(model, NormLogger(), epochs=3)
+    ours = [str(w.message) for w in caught if "norm of kernel 'h0'" in str(w.message)]
+    assert len(ours) == 1 and "no longer finite: nan" in ours[0]
+    assert len(history.history["loss"]) == 3
+    assert np.isnan(history.history["norm_product"][0])
+
+
+def test_a_frozen_kernel_is_not_collapsing():
+    model = make_model(WEISSI(0.1))
+    model.get_layer("h1").kernel.assign(np.zeros((4, 4)))
+    model.get_layer("h1").trainable = False
+    model.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Norms of kernels")
+        fit(model, NormLogger())
+
+
+def test_a_dead_kernel_gives_minus_infinity_without_noise():
+    model = make_model()
+    model.get_layer("h0").kernel.assign(np.zeros((4, 4)))
+    model.get_layer("h0").trainable = False
+    model.compile("sgd", "mse")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        history = fit(model, NormLogger()).history
+    assert history["norm_product"] == [0.0, 0.0]
+    assert history["log_norm_product"] == [-np.inf, -np.inf]
+
+
+def test_the_product_of_many_norms_does_not_overflow_its_log():
+    model = make_model(WEISSI(), depth=40)
+    for i in range(40):
+        model.get_layer(f"h{i}").kernel.assign(np.full((4, 4), 1e9))
+    logger = NormLogger()
+    logger.set_params({"verbose": 0, "epochs": 1, "steps": 1})
+    logger.set_model(model)
+    logger.on_train_begin()
+    logs = {}
+    logger.on_epoch_begin(0)
+    logger.on_epoch_end(0, logs)
+    assert logs["norm_product"] == np.inf
+    assert logs["log_norm_product"] == pytest.approx(40 * np.log(4e9), rel=1e-6)
+
+
+def test_a_model_without_kernels_is_said_to_have_none():
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization()])
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="found no kernel to watch"):
+        history = fit(model, NormLogger()).history
+    assert history["norm_product"] == [1.0, 1.0]
+
+
+def test_a_regularizer_that_a_callback_puts_on_is_logged_from_then_on():
+    model = make_model(WEISSI(0.01), optimizer=keras.optimizers.SGD(0.0))
+    change = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch == 1 and regularize(model, WEISSI(1.0))
+    )
+    logger = NormLogger(update_freq=1)
+    history = fit(model, change, logger, epochs=3).history
+    log_product = sum(np.log(norm_of(layer.kernel)) for layer in model.layers[:2])
+    expected = [strength * log_product for strength in (0.01, 1.0, 1.0)]
+    expected = np.array(expected) + [
+        0.0,
+        *[np.log(norm_of(model.layers[2].kernel))] * 2,
+    ]
+    logged = history["regularization_loss"]
+    np.testing.assert_allclose(logged, expected, rtol=1e-5)
+    # What is watched stays the same through a `fit`, for the columns of a log.
+    assert {key for key in history if key.startswith("norm/")} == {"norm/h0", "norm/h1"}
+    assert {len(values) for values in history.values()} == {3}
+    again = fit(model, logger, epochs=1).history
+    assert "norm/out" in again
+    rows = {row["step"]: row["regularization_loss"] for row in logger.record}
+    assert rows[5] == logged[1]
+
+
+def test_a_coefficient_of_zero_is_logged_as_no_penalty():
+    model = make_model(WEISSI(0.0))
+    logger = NormLogger()
+    fit(model, logger)
+    assert [row["regularization_loss"] for row in logger.record] == [0.0] * 3
+
+
+class LateHead(keras.Model):
+    """Its first layers are built, and `fit` builds the last."""
+
+    def __init__(self, trainable=True):
+        super().__init__()
+        self.body = make_model(WEISSI())
+        self.head = layers.Dense(1, name="head", kernel_regularizer=WEISSI())
+        self.head.trainable = trainable
+
+    def call(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("choice", [None, "head"])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_layers_that_fit_builds_are_watched_with_those_that_are(choice, trainable):
+    model = LateHead(trainable)
+    model.compile("sgd", "mse")
+    logger = NormLogger(choice, update_freq=2)
+    history = fit(model, logger, epochs=2).history
+    norm = norm_of(model.head.kernel)
+    assert history["norm/head"][-1] == pytest.approx(norm, rel=1e-6)
+    body = f"norm/{model.body.name}/h0"
+    assert (body in history) == (choice is None)
+    # All rows are of the same kernels. TensorFlow knows them after the first step.
+    assert len({tuple(row) for row in logger.record}) == 1
+    steps = [0] * (BACKEND != "tensorflow") + [2, 4, 6, 8]
+    assert [row["step"] for row in logger.record] == steps
+
+
+def test_a_norm_of_0_beside_an_infinite_one_makes_no_noise():
+    model = make_model()
+    model.get_layer("h0").kernel.assign(np.zeros((4, 4)))
+    model.get_layer("h1").kernel.assign(np.full((4, 4), np.inf))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        history = fit(model, NormLogger()).history
+        norm_table(model, print_fn=None)
+    assert np.isnan(history["log_norm_product"]).all()
+
+
+def test_a_state_that_is_not_a_number_is_recorded_once():
+    model = make_model()
+    model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
+    logger = NormLogger()
+    fit(model, logger, epochs=1)
+    fit(model, logger, initial_epoch=1, epochs=2)
+    assert [row["epoch"] for row in logger.record] == [0, 1, 2]
+
+
+def test_an_empty_file_is_a_record_of_nothing(tmp_path):
+    path = tmp_path / "norms.csv"
+    path.touch()
+    logger = NormLogger(filename=path, append=True)
+    fit(make_model(), logger)
+    assert read_csv(path, "filename") == logger.record and len(logger.record) == 3

@@ -1,0 +1,315 @@
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, norm_of, penalty_of
+from keras import layers
+
+from keras_weissi import WEISSI, NormLogger, regularize, scale_groups
+from keras_weissi.callbacks.norm_reader import make_norm_reader
+from keras_weissi.model.kernels import host_pieces, kernels, norm_table
+
+
+def names(model):
+    return [kernel.name for kernel in kernels(model)]
+
+
+def test_flat_model():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(),
+            layers.DepthwiseConv2D(3, name="depthwise"),
+            layers.SeparableConv2D(4, 3, name="separable"),
+            layers.Flatten(),
+            layers.Dense(2, name="dense"),
+        ]
+    )
+    found = kernels(model)
+    assert [kernel.name for kernel in found] == [
+        "conv",
+        "depthwise",
+        "separable/depthwise_kernel",
+        "separable/pointwise_kernel",
+        "dense",
+    ]
+    assert found[0].layer is model.get_layer("conv")
+    assert found[0].variable is model.get_layer("conv").kernel
+    assert found[0].regularizer is None
+
+
+def test_nested_wrapped_and_recurrent_layers():
+    inner = keras.Sequential(
+        [keras.Input((6, 4)), layers.Conv1D(4, 3, name="conv")], name="inner"
+    )
+    middle = keras.Sequential(
+        [keras.Input((6, 4)), inner, layers.Dense(3, name="dense")], name="middle"
+    )
+    inputs = keras.Input((6, 4))
+    x = middle(inputs)
+    x = layers.TimeDistributed(layers.Dense(3, name="each"), name="steps")(x)
+    x = layers.Bidirectional(layers.GRU(2, name="gru"), name="both")(x)
+    model = keras.Model(inputs, x)
+    assert names(model) == [
+        "middle/inner/conv",
+        "middle/dense",
+        "steps/each",
+        "both/forward_gru/gru_cell/kernel",
+        "both/forward_gru/gru_cell/recurrent_kernel",
+        "both/backward_gru/gru_cell/kernel",
+        "both/backward_gru/gru_cell/recurrent_kernel",
+    ]
+
+
+def test_attention_has_four_kernels():
+    inputs = keras.Input((5, 8))
+    model = keras.Model(
+        inputs, layers.MultiHeadAttention(2, 4, name="mha")(*[inputs] * 2)
+    )
+    assert names(model) == [
+        "mha/query",
+        "mha/key",
+        "mha/value",
+        "mha/attention_output",
+    ]
+
+
+def test_a_shared_layer_counts_once():
+    shared = layers.Dense(4, name="shared")
+    inputs = keras.Input((4,))
+    inner = keras.Model(inputs, shared(inputs), name="inner")
+    model = keras.Model(inputs, shared(inner(shared(inputs))))
+    assert len(names(model)) == 1
+
+
+class Unordinary(keras.Model):
+    def __init__(self):
+        super().__init__(name="unordinary")
+        self.blocks = [layers.Dense(3, name="same"), layers.Dense(3, name="same")]
+        self.table = {"odd": layers.Dense(3, name="a:b{c}")}
+        self.own = self.add_weight(shape=(3, 3), name="kernel", initializer="ones")
+        self.plain = self.add_weight(shape=(3, 3), name="matrix", initializer="ones")
+        self.penalized = self.add_weight(
+            shape=(3, 3), name="mix", initializer="ones", regularizer=WEISSI()
+        )
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.table["odd"](x) @ (self.own + self.plain + self.penalized)
+
+
+def test_names_in_a_subclassed_model_are_unique_and_safe_in_file_names():
+    model = Unordinary()
+    model(np.ones((1, 3), "float32"))
+    found = names(model)
+    assert found == ["kernel", "mix", "same", "same_1", "a_b_c_"]
+    values = {f"norm/{name}": 1.0 for name in found}
+    assert "{norm/a_b_c_:.1f}".format(**values) == "1.0"
+
+
+def test_an_embedding_counts_only_with_the_regularizer():
+    def model(regularizer):
+        embedding = layers.Embedding(5, 3, embeddings_regularizer=regularizer)
+        return keras.Sequential([keras.Input((2,)), embedding])
+
+    assert names(model("l2")) == []
+    assert len(names(model(WEISSI()))) == 1
+
+
+@pytest.mark.parametrize("regularizer", [None, WEISSI()])
+def test_lora_factors_are_no_kernels_of_their_own(regularizer):
+    dense = layers.Dense(4, name="dense", kernel_regularizer=regularizer)
+    model = keras.Sequential([keras.Input((4,)), dense])
+    dense.enable_lora(2)
+    found = kernels(model)
+    assert [kernel.name for kernel in found] == ["dense"]
+    assert any(found[0].variable is variable for variable in dense.weights)
+
+
+@pytest.fixture
+def mixed():
+    """A model with every sort of weight penalty, and one frozen layer."""
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(16, kernel_regularizer=WEISSI(0.1), name="log"),
+            layers.Dense(16, kernel_regularizer=WEISSI(0.1, 0.01), name="both"),
+            layers.Dense(4, kernel_regularizer=WEISSI(0.2, 0.01), name="other"),
+            layers.Dense(
+                8, kernel_regularizer="l1", bias_regularizer="l2", name="keras"
+            ),
+            layers.Dense(8, name="plain"),
+            layers.Dense(8, kernel_regularizer=WEISSI(0.5), name="frozen"),
+        ]
+    )
+    model.get_layer("frozen").trainable = False
+    model.get_layer("keras").bias.assign(np.arange(8.0))
+    return model
+
+
+def test_reader_agrees_with_numpy_and_with_keras(mixed):
+    watched = kernels(mixed)
+    values, penalty = make_norm_reader(watched, mixed)()
+    assert values.dtype == "float64"
+    expected = [norm_of(kernel.variable) for kernel in watched]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert penalty == pytest.approx(penalty_of(mixed), rel=1e-5)
+
+
+class Doubled(WEISSI):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+def test_reader_leaves_a_subclass_its_own_formula():
+    dense = layers.Dense(4, kernel_regularizer=Doubled(0.1))
+    model = keras.Sequential([keras.Input((4,)), dense])
+    _, penalty = make_norm_reader(kernels(model), model)()
+    assert penalty == pytest.approx(0.2 * np.log(norm_of(dense.kernel)), rel=1e-5)
+
+
+def test_reader_sees_new_values(mixed):
+    read = make_norm_reader(kernels(mixed), mixed)
+    before, _ = read()
+    kernel = mixed.get_layer("log").kernel
+    kernel.assign(3 * kernel)
+    after, _ = read()
+    assert after[0] == pytest.approx(3 * before[0], rel=1e-6)
+    np.testing.assert_array_equal(after[1:], before[1:])
+
+
+@pytest.mark.parametrize("shape", [(2048, 2048), (3, 3, 64, 64), (3, 3, 32, 1)])
+def test_norms_of_large_kernels_are_accurate(shape):
+    layer = keras.layers.Layer()
+    layer.built = True
+    kernel = layer.add_weight(
+        shape=shape, name="kernel", initializer=keras.initializers.RandomNormal(1.0)
+    )
+    (value,), _ = make_norm_reader(kernels(layer), layer)()
+    assert value == pytest.approx(norm_of(kernel), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_norms_of_other_dtypes(dtype):
+    if dtype == "float64" and BACKEND == "jax":
+        pytest.skip("JAX holds float64 variables as float32 by default")
+    dense = layers.Dense(400, dtype=dtype, kernel_regularizer=WEISSI(0.1, 0.01))
+    model = keras.Sequential([keras.Input((400,), dtype=dtype), dense])
+    dense.kernel.assign(keras.ops.ones((400, 400), dtype) * 3)
+    (value,), penalty = make_norm_reader(kernels(model), model)()
+    assert value == pytest.approx(1200, rel=1e-6)  # its square overflows float16
+    assert penalty == pytest.approx(0.1 * np.log(1200) + 0.01 * 400, rel=1e-6)
+
+
+def test_norm_table_prints_and_returns():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(4, kernel_initializer="ones", name="a"),
+            layers.BatchNormalization(name="bn"),
+            layers.Dense(
+                1, kernel_initializer="ones", kernel_regularizer="l2", name="b"
+            ),
+        ]
+    )
+    printed = []
+    assert norm_table(model, print_fn=printed.append) is None
+    (text,) = printed
+    assert "log norm product: 2.0794" in text and "L2(l2=0.01)" in text and "bn" in text
+    rows = norm_table(model, print_fn=None)
+    assert [(row.name, row.norm, row.normalized) for row in rows] == [
+        ("a", 4.0, "bn"),
+        ("b", 2.0, ""),
+    ]
+    assert [row.share for row in rows] == pytest.approx([2 / 3, 1 / 3])
+    assert rows.to_dicts()[1]["shape"] == (4, 1)
+
+
+def test_norm_table_of_a_dead_kernel_makes_no_noise(recwarn):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="a")])
+    model.layers[0].kernel.assign(np.zeros((4, 4)))
+    (row,) = norm_table(model, print_fn=None)
+    assert row.norm == 0.0 and np.isnan(row.share)
+    assert "nan" not in str(norm_table(model, print_fn=None))
+    assert not [w for w in recwarn if w.category is RuntimeWarning]
+
+
+def of_norms(*values, **arguments):
+    model = keras.Sequential([keras.Input((1,))])
+    for i, value in enumerate(values):
+        model.add(layers.Dense(1, name=f"d{i}", **arguments))
+        model.layers[-1].kernel.assign([[value]])
+    return model
+
+
+def test_shares_only_where_there_are_parts():
+    for values, shares in {
+        (10.0, 100.0): [1 / 3, 2 / 3],
+        (0.1, 0.01): [1 / 3, 2 / 3],
+        (1.0, 5.0): [0.0, 1.0],
+        (10.0, 0.1): [np.nan] * 2,
+        (10.0, 0.5, 3.0): [np.nan] * 3,
+        (3.0, 0.0): [np.nan] * 2,
+    }.items():
+        table = norm_table(of_norms(*values), print_fn=None)
+        np.testing.assert_allclose([row.share for row in table], shares, rtol=1e-6)
+        assert ("%" in str(table)) == np.isfinite(shares).all()
+
+
+def test_norm_table_tells_what_the_logger_watches():
+    model = of_norms(np.e, np.e**2, np.e**4)
+    assert "WEISSI" not in str(norm_table(model, print_fn=None))
+    regularize(model, WEISSI(), layers=["d0", "d2"])
+    text = str(norm_table(model, print_fn=None))
+    assert "log norm product: 7.0000; of the 2 with WEISSI" in text
+    assert text.endswith("which NormLogger watches: 5.0000")
+    logger = NormLogger()
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((1, 1)), np.zeros((1, 1)), verbose=0, callbacks=[logger])
+    assert logger.record[0]["log_norm_product"] == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_tables_fit_the_terminal_and_break_no_name(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    model = of_norms(2.0, 3.0, 4.0)
+    model.add(layers.Dense(1, kernel_regularizer="l2", name="with_l2"))
+    model.add(layers.BatchNormalization(name="bn"))
+    tables = [
+        regularize(model, WEISSI(0.01, 0.02)),
+        norm_table(model, print_fn=None),
+        scale_groups(model),
+    ]
+    for table in tables:
+        lines = [line for line in str(table).splitlines() if line[0] in "┏│┃└"]
+        assert max(map(len, lines)) <= max(width, 76)
+        assert "with_l2" in str(table)
+    name = "a_name_longer_than_a_terminal_" * 8
+    wide = keras.Sequential([keras.Input((1,)), layers.Dense(1, name=name)])
+    assert name in str(norm_table(wide, print_fn=None))
+
+
+def test_norm_table_of_a_model_that_is_not_built():
+    with pytest.raises(ValueError, match="argument `model`. Expected a built model"):
+        norm_table(keras.Sequential([layers.Dense(2)]))
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="has no float64 variables by default")
+def test_norm_table_keeps_float64():
+    dense = layers.Dense(4, dtype="float64")
+    model = keras.Sequential([keras.Input((4,), dtype="float64"), dense])
+    dense.kernel.assign(np.full((4, 4), 1.0 + 1e-12))
+    (row,) = norm_table(model, print_fn=None)
+    assert row.norm == pytest.approx(4.0 + 4e-12, rel=1e-14) and row.norm != 4.0
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 40), (40,), (4, 2, 2), (16, 1), ()])
+def test_pieces_are_the_whole(monkeypatch, shape):
+    monkeypatch.setattr("keras_weissi.model.kernels.PIECE", 16)
+    value = np.arange(np.prod(shape), dtype="float32").reshape(shape)
+    pieces = list(host_pieces(keras.Variable(value)))
+    assert (len(pieces) > 1) == (value.size > 16)
+    if value.size > 16:
+        pieces = [np.concatenate(pieces)]
+    np.testing.assert_array_equal(pieces[0], value)

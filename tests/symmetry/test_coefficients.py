@@ -1,0 +1,393 @@
+import copy
+import gc
+import pickle
+
+import keras
+import networks
+import numpy as np
+import pytest
+from helpers import float64, penalty_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from keras import layers
+from test_symmetry import random_factors
+
+from keras_weissi import (
+    WEISSI,
+    deregularize,
+    invariant_coefficients,
+    regularize,
+    scale_groups,
+    shift_scales,
+)
+from keras_weissi.model.kernels import kernels
+
+
+def dense(name, activation="relu"):
+    return layers.Dense(4, activation, name=name)
+
+
+def residual(projection, normalization=False, blocks=2):
+    x = inputs = keras.Input((4,))
+    x = dense("stem")(x)
+    for i in range(blocks):
+        y = dense(f"a{i}")(x)
+        y = dense(f"b{i}", None)(y)
+        if normalization:
+            y = layers.BatchNormalization(name=f"bn{i}")(y)
+        shortcut = dense(f"p{i}", None)(x) if projection else x
+        x = layers.ReLU()(layers.Add(name=f"add{i}")([y, shortcut]))
+    return keras.Model(inputs, dense("head", None)(x))
+
+
+def test_all_are_one_on_a_chain_and_with_identity_shortcuts():
+    chain = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), dense("c")])
+    for model in (chain, residual(projection=False)):
+        c = invariant_coefficients(model)
+        assert set(c.values()) == {1.0}
+        assert c.plain_is_invariant and "is invariant." in c.statement
+
+
+def test_projection_shortcuts_need_other_coefficients():
+    model = residual(projection=True)
+    c = invariant_coefficients(model)
+    # By hand: with x for stem and head and y for a and b, a projection gets x - y.
+    # For a given x, a block is nearest to 1 at y = (x + 1) / 3, off by 2/3 (x - 2)^2;
+    # 2 (x - 1)^2 + 2 * 2/3 (x - 2)^2 is least at x = 1.4.
+    expected = {"stem": 1.4, "head": 1.4}
+    for i in (0, 1):
+        expected |= {f"a{i}": 0.8, f"b{i}": 0.8, f"p{i}": 0.6}
+    assert c == pytest.approx(expected)
+    assert not c.plain_is_invariant
+    assert "not invariant: 1 kernel leads ('stem') to the outputs of" in c.statement
+    assert "but 2 kernels lead (" in c.statement and "(and 1 more" in c.statement
+
+
+def test_the_coefficients_are_a_flow_and_the_nearest_to_one():
+    model = residual(projection=True, blocks=3)
+    c = invariant_coefficients(model)
+    groups = scale_groups(model)
+    rows = [
+        [
+            (edge.target == group.index) - (edge.source == group.index)
+            for edge in groups.edges
+        ]
+        for group in groups.free
+    ]
+    matrix = np.array(rows, float)
+    values = np.array([c[edge.kernel.name] for edge in groups.edges])
+    np.testing.assert_allclose(matrix @ values, 0, atol=1e-12)
+    ones = np.ones(len(values))
+    nearest = ones - np.linalg.pinv(matrix) @ matrix @ ones
+    np.testing.assert_allclose(values, nearest, atol=1e-12)
+    assert values.min() > 0
+
+
+def test_a_gamma_that_feeds_a_free_group_gets_one_too():
+    model = residual(projection=False, normalization=True, blocks=1)
+    c = invariant_coefficients(model)
+    assert not c.plain_is_invariant
+    assert "the gamma of 'bn0' scales them as well" in c.statement
+    assert "2 of 4 kernels bear a penalty" in c.statement
+    assert "if the gammas ('bn0') bear theirs, too" in c.statement
+    assert c["b0"] == 0.0 and "b0" not in c
+    assert "left out: normalized by bn0" in str(c)
+    assert c["bn0"] > 0
+    # What leads into the sum, over what leads out: a0 leads to b0, which is left out.
+    assert c["stem"] + c["bn0"] == pytest.approx(c["head"])
+    assert c["a0"] == 0.0
+    assert "left out: others that are left out can take up its scale" in str(c)
+    everything = invariant_coefficients(model, include_normalized=True)
+    assert set(everything) == {"stem", "a0", "b0", "bn0", "head"}
+    assert "the same `include_normalized=True`" in everything.statement
+
+
+def test_a_gamma_is_left_alone_where_it_is_not_needed():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            dense("a", None),
+            layers.BatchNormalization(name="bn"),
+            dense("b", "tanh"),
+            layers.BatchNormalization(name="bn2"),
+            dense("c", None),
+            layers.UnitNormalization(),
+        ]
+    )
+    c = invariant_coefficients(model)
+    assert dict(c) == {"bn": 1.0, "b": 1.0}
+    assert c["bn2"] == 0.0 and "not needed" in str(c)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("include_normalized", [False, True])
+@pytest.mark.parametrize(("projection", "normalization"), [(1, 0), (0, 1), (1, 1)])
+def test_with_regularize_the_penalty_does_not_change(
+    projection, normalization, include_normalized, seed
+):
+    model = residual(projection, normalization)
+    networks.randomize(model)
+    c = invariant_coefficients(model, include_normalized)
+    report = regularize(
+        model,
+        lambda layer: WEISSI(0.1 * c[layer.name], min_norm=1e-6),
+        layers=list(c),
+        include_normalized=include_normalized,
+    )
+    assert {row.name for row in report if row.changed} == set(c)
+    before = penalty_of(model)
+    shift_scales(model, random_factors(model, seed))
+    assert penalty_of(model) == pytest.approx(before, abs=1e-5)
+
+
+def test_without_normalization_a_function_is_all_it_takes():
+    model = residual(projection=True)
+    networks.randomize(model)
+    factors = random_factors(model, 0)
+    c = invariant_coefficients(model)
+    regularize(model, lambda layer: WEISSI(0.1 * c[layer.name], min_norm=1e-6))
+    before = penalty_of(model)
+    shift_scales(model, factors)
+    assert penalty_of(model) == pytest.approx(before, abs=1e-5)
+    # And plain WEISSI is not, as the statement says.
+    regularize(model, WEISSI(0.1, min_norm=1e-6))
+    before = penalty_of(model)
+    shift_scales(model, factors)
+    assert abs(penalty_of(model) - before) > 0.01
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(networks.specs, st.integers(0, 2**31))
+def test_the_statement_is_true_of_any_model(spec, seed):
+    with float64():
+        model = networks.build(spec, seed, "float64")
+        c = invariant_coefficients(model)
+        report = regularize(model, WEISSI(1.0, min_norm=1e-12))
+        taken = {row.name for row in report if row.changed}
+        norms = {e.kernel.name: e.kernel.variable for e in scale_groups(model).edges}
+
+        def log_norms(coefficients):
+            return sum(
+                coefficient * np.log(np.linalg.norm(keras.ops.convert_to_numpy(v)))
+                for name, v in norms.items()
+                if (coefficient := coefficients(name))
+            )
+
+        def plain(name):
+            return float(name in taken)
+
+        before = log_norms(plain), log_norms(c.__getitem__)
+        shift_scales(model, random_factors(model, seed))
+        changes = log_norms(plain) - before[0], log_norms(c.__getitem__) - before[1]
+        assert abs(changes[1]) < 1e-10
+        assert (abs(changes[0]) < 1e-10) == c.plain_is_invariant
+        assert min(c.values(), default=1.0) > 0
+
+
+def test_frozen_kernels_can_take_up_no_scale_and_others_are_left_out():
+    model = keras.Sequential(
+        [keras.Input((4,)), dense("a"), dense("b"), dense("c"), dense("d"), dense("e")]
+    )
+    networks.randomize(model)
+    model.get_layer("b").trainable = False
+    c = invariant_coefficients(model)
+    assert c["a"] == c["c"] == 1.0 and c.plain_is_invariant
+    regularize(model, {"d": keras.regularizers.L2(0.1)})
+    c = invariant_coefficients(model)
+    assert c["d"] == 0.0 and "left out: has L2(l2=0.1) already" in str(c)
+    assert c["c"] == c["e"] == 0.0 and not c.plain_is_invariant
+
+
+def test_kernels_outside_of_the_symmetry_keep_one():
+    model = keras.Sequential(
+        [keras.Input((3, 4)), layers.LSTM(2, name="lstm"), dense("a", None)]
+    )
+    c = invariant_coefficients(model)
+    assert c["lstm_cell"] == c["lstm/lstm_cell/kernel"] == c["a"] == 1.0
+    assert "its layer lets no scale pass" in str(c)
+
+
+def test_takes_what_regularize_takes():
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((3,), dtype="int32"),
+                layers.Embedding(5, 4, name="embedding"),
+                layers.GlobalAveragePooling1D(),
+                dense("a"),
+                dense("lora"),
+                layers.Dense(4, name="normalized"),
+                layers.BatchNormalization(center=False, scale=False),
+                layers.Dense(4, trainable=False, name="frozen"),
+                layers.BatchNormalization(center=False, scale=False),
+                dense("b", None),
+            ]
+        )
+
+    def penalized(model):
+        return {k.name for k in kernels(model) if k.regularizer is not None}
+
+    model = make()
+    model.get_layer("lora").enable_lora(2)
+    regularize(model, WEISSI(0.1))
+    by_default = penalized(model)
+    assert by_default == {"a", "b"}
+    c = invariant_coefficients(model)
+    assert c["embedding"] == c["lora"] == c["frozen"] == c.get("frozen", 1.0) == 0.0
+    assert c.get("nothing") is None and c.get("nothing", 1.0) == 1.0
+    assert "left out: an embedding" in str(c) and "left out: LoRA" in str(c)
+    assert "2 of 6 kernels bear a penalty" in str(c)
+    deregularize(model)
+    regularize(model, {name: WEISSI(0.1 * value) for name, value in c.items()})
+    assert penalized(model) == by_default
+
+
+def test_where_no_kernel_bears_a_penalty():
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), dense("c")])
+    regularize(model, {"b": keras.regularizers.L2(0.1)})
+    c = invariant_coefficients(model)
+    assert dict(c) == {}
+    assert "0 of 3 kernels bear a penalty: there is nothing" in c.statement
+    with pytest.raises(ValueError, match="Received: {}. .Coefficients are empty where"):
+        regularize(model, {name: WEISSI(value) for name, value in c.items()})
+
+
+def test_names_that_are_not_unique_or_not_there():
+    def inner(name):
+        return keras.Sequential([keras.Input((4,)), dense("d")], name=name)
+
+    x = inputs = keras.Input((4,))
+    x = inner("one")(x)
+    x = layers.Add()([inner("two")(x), dense("p", None)(x)])
+    model = keras.Model(inputs, dense("out", None)(x))
+    c = invariant_coefficients(model)
+    assert {"one/d", "two/d"} < set(c)
+    with pytest.raises(KeyError, match="several layers are called 'd'"):
+        c["d"]
+    with pytest.raises(KeyError, match="several layers are called 'd'"):
+        c.get("d", 1.0)
+    one = model.get_layer("one").get_layer("d")
+    assert c[one] == c["one/d"] != c["p"]
+    with pytest.raises(KeyError, match="no layer with a kernel is called 'z'"):
+        c["z"]
+    regularize(model, {name: WEISSI(0.1 * value) for name, value in c.items()})
+    assert len(model.losses) == 4
+    with pytest.raises(ValueError, match="argument `include_normalized`"):
+        invariant_coefficients(model, include_normalized="yes")
+
+
+def test_a_layer_inside_is_not_taken_for_one_outside_of_the_same_name():
+    inner_input = keras.Input((4,))
+    y = layers.Add()([dense("a")(inner_input), dense("p")(inner_input)])
+    inner = keras.Model(inner_input, y, name="inner")
+    model = keras.Sequential([keras.Input((4,)), inner, dense("a", None)])
+    c = invariant_coefficients(model)
+    assert dict(c) == pytest.approx({"inner/a": 2 / 3, "p": 2 / 3, "a": 4 / 3})
+    with pytest.raises(KeyError, match="several layers are called 'a'"):
+        regularize(model, lambda layer: WEISSI(c[layer.name]))
+    regularize(model, lambda layer: WEISSI(c[layer]))
+    by_layer = [v.regularizer.log_norm for v in model.weights if v.regularizer]
+    regularize(model, {name: WEISSI(value) for name, value in c.items()})
+    by_name = [v.regularizer.log_norm for v in model.weights if v.regularizer]
+    assert by_layer == by_name == pytest.approx([2 / 3, 2 / 3, 4 / 3])
+
+
+def test_a_gamma_that_feeds_something_pinned_is_not_needed():
+    x = inputs = keras.Input((4,))
+    x = dense("stem")(x)
+    x = layers.Add()([dense("p", None)(x), dense("q", None)(x)])
+    x = layers.BatchNormalization(name="bn")(dense("head", None)(x))
+    c = invariant_coefficients(keras.Model(inputs, layers.Softmax()(x)))
+    assert not c.plain_is_invariant
+    assert c["bn"] == 0.0 and "gamma" not in c.statement
+
+
+def test_what_feeds_something_hidden_bears_a_penalty():
+    class Hidden(layers.Layer):
+        def call(self, x):
+            return x
+
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), Hidden()])
+    c = invariant_coefficients(model)
+    assert c.plain_is_invariant and c["a"] == c["b"] == 1.0
+
+
+def test_what_is_left_out_next_to_a_group_is_named():
+    model = keras.Sequential(
+        [keras.Input((4,)), dense("a"), dense("b", None)]
+        + [layers.BatchNormalization(name="bn"), dense("c", None)]
+    )
+    c = invariant_coefficients(model)
+    assert "(next to 'b', without a penalty)" in c.statement
+
+
+def nested_normalization():
+    inner = keras.Sequential(
+        [keras.Input((4,)), dense("a", None), layers.BatchNormalization(name="bn")],
+        name="inner",
+    )
+    return keras.Sequential([keras.Input((4,)), inner, dense("b", None)])
+
+
+@pytest.mark.parametrize("how", ["name", "path", "layer", "dict", "frozenset"])
+def test_regularize_takes_a_gamma_that_is_named(how):
+    model = nested_normalization()
+    bn = model.layers[0].layers[-1]
+    named = {"name": ["bn"], "path": "inner/bn", "layer": [bn]}
+    named["frozenset"] = frozenset(["bn"])
+    if how == "dict":
+        regularize(model, {"bn": WEISSI(0.1)})
+    else:
+        regularize(model, WEISSI(0.1), layers=named[how])
+    assert isinstance(bn.gamma.regularizer, WEISSI)
+    assert isinstance(bn.gamma_regularizer, WEISSI)
+    # Once more, as one of those that have it already.
+    report = regularize(model, WEISSI(0.2), layers=["bn"])
+    assert [row.name for row in report].count("inner/bn") == 1 and len(report) == 3
+
+
+def test_regularize_takes_no_gamma_unless_it_is_named():
+    model = nested_normalization()
+    for named in (None, "inner", lambda layer: True, layers.Layer):
+        report = regularize(model, WEISSI(0.1), layers=named, include_normalized=True)
+        assert "inner/bn" not in [row.name for row in report]
+    assert model.layers[0].layers[-1].gamma.regularizer is None
+
+
+def test_after_deregularize_the_recipe_is_invariant_on_a_model_that_had_a_penalty():
+    x = inputs = keras.Input((4,))
+    x = layers.Dense(6, "relu", name="first")(x)
+    x = layers.BatchNormalization(name="bn")(layers.Dense(6, name="normalized")(x))
+    outputs = layers.Dense(2, name="last")(layers.ReLU()(x))
+    model = keras.Model(inputs, outputs)
+    regularize(model, WEISSI(0.05))
+    c = invariant_coefficients(model)
+    assert c["first"] == 0 and "first" not in c
+    deregularize(model)
+    regularize(model, {name: WEISSI(0.02 * value) for name, value in c.items()})
+    before = penalty_of(model)
+    shift_scales(model, {"first": 10.0, "normalized": 0.1})
+    assert penalty_of(model) == pytest.approx(before, rel=1e-6)
+
+
+def test_layers_of_another_model_are_not_known():
+    c = invariant_coefficients(residual(projection=True))
+    gc.collect()
+    for _ in range(300):
+        # Of a layer that was freed, another may get the address.
+        with pytest.raises(KeyError):
+            c[layers.BatchNormalization()]
+
+
+@pytest.mark.parametrize(
+    "twin_of", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))]
+)
+def test_a_copy_is_asked_by_names(twin_of):
+    model = residual(projection=True)
+    c = invariant_coefficients(model)
+    twin = twin_of(c)
+    assert type(twin) is type(c) and twin == c and twin["a0"] == c["a0"]
+    assert str(twin) == str(c) and twin.plain_is_invariant is False
+    assert c[model.get_layer("a0")] == c["a0"]
+    with pytest.raises(KeyError):
+        twin[model.get_layer("a0")]
