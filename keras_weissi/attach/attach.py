@@ -28,8 +28,9 @@ from keras_weissi.attach.saved_config import (
     set_all,
     slots_of,
 )
+from keras_weissi.model.eligibility import why_left_out
 from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import gammas, host_norm, kernels_of_built, layers_of
+from keras_weissi.model.kernels import gammas, host_norm, kernels_of_built
 from keras_weissi.model.selection import (
     Layers,
     Regularizers,
@@ -37,8 +38,8 @@ from keras_weissi.model.selection import (
     regularizers_by_kernel,
     select_kernels,
     validate_selection,
-    why_left_out,
 )
+from keras_weissi.model.walk import layers_of
 from keras_weissi.regularizers import WEISSI
 
 _COLUMNS: Columns = {
@@ -132,7 +133,7 @@ def regularize(
         asked_for = {kernel.name for kernel in select_kernels(found, layers)}
     wanted = regularizers_by_kernel(regularizer, found)
     by_name = asked_for is not None or isinstance(regularizer, dict)
-    graph = Graph(layers_of(model))
+    graph = Graph(model)
     plan, notes, refused = {}, {}, []
     keeps = functools.cache(keeps_layers)  # it is slow for a large model
     for kernel in found:

@@ -5,8 +5,9 @@ import numpy as np
 from keras_weissi._utils.user_warnings import Notices, listed, warn
 from keras_weissi.callbacks.collapse import at_floor, outlooks
 from keras_weissi.callbacks.norm_reader import make_norm_reader
-from keras_weissi.model.kernels import kernels, layers_of
+from keras_weissi.model.kernels import kernels
 from keras_weissi.model.selection import select_kernels
+from keras_weissi.model.walk import layers_of
 from keras_weissi.regularizers import WEISSI
 
 

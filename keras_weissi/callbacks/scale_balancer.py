@@ -6,8 +6,8 @@ import keras
 
 from keras_weissi._utils.user_warnings import warn
 from keras_weissi._utils.validation import check_bool, invalid, is_count
-from keras_weissi.symmetry.apply_factors import optimizer_of, state_of
 from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.optimizer_state import optimizer_of, state_of
 from keras_weissi.symmetry.rescale import balance
 from keras_weissi.symmetry.solvers import NotSolvedError
 

@@ -11,6 +11,7 @@ import keras
 
 from keras_weissi._utils.keras_private import functional_of, inputs_struct, nodes_of
 from keras_weissi.model.homogeneity import NORMALIZATIONS, is_homogeneous, is_of_keras
+from keras_weissi.model.walk import layers_of
 
 _OUTSIDE = "outside of the model"
 _HIDDEN = "a layer that Keras does not show"
@@ -20,21 +21,21 @@ class Graph:
     """Which layers consume the output of which, through nested models as well.
 
     Args:
-        layers: List of a built `keras.Model` and all layers inside it.
+        model: A built `keras.Model`.
 
     Attributes:
         root: the `keras.Function` of the model, or `None` if Keras shows none.
         functions: list of the functions of the model and of those inside it.
     """
 
-    def __init__(self, layers):
-        self.root = inner_function(layers[0])
+    def __init__(self, model):
+        self.root = inner_function(model)
         self.functions = []
         self._consumers = collections.defaultdict(list)
         self._callers = collections.defaultdict(list)
         self._calls = collections.defaultdict(list)
         seen: set[int] = set()
-        for layer in layers:
+        for layer in layers_of(model):
             function = inner_function(layer)
             if function is not None:
                 self._add(function, seen)

@@ -7,24 +7,15 @@ the only one that walks over the layers of a model.
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 
 import keras
 import numpy as np
 
 from keras_weissi._utils.backend import to_numpy
 from keras_weissi._utils.keras_private import sublayers
-from keras_weissi._utils.tables import (
-    Columns,
-    KernelTable,
-    format_norm,
-    format_regularizer,
-    format_shape,
-    format_share,
-)
 from keras_weissi._utils.validation import check_model
-from keras_weissi.model.graph import Graph
 from keras_weissi.model.homogeneity import gamma_of
+from keras_weissi.model.walk import walk
 from keras_weissi.regularizers import WEISSI, dtype_of_sums
 
 # Variables of more elements are brought to the host in pieces of about this many.
@@ -109,109 +100,6 @@ def kernels_of_built(model, everything=False):
     )
 
 
-def layers_of(model):
-    """Lists a model and all layers inside it, depth first, each once."""
-    return [layer for layer, _ in _walk(model)]
-
-
-@dataclasses.dataclass(frozen=True)
-class NormRow:
-    """One row of `norm_table`.
-
-    Attributes:
-        name: str, the kernel's name.
-        shape: tuple of ints.
-        norm: float, the Frobenius norm.
-        share: float, the part of the log norm product that is the kernel's: the logs
-            of all norms add up to 1. Not a number where there are no parts, because
-            some norms are above 1 and others below, or 0.
-        regularizer: what acts on the kernel, or `None`.
-        normalized: str, the normalization layer that the kernel feeds; "" if it feeds
-            another layer; "?" if Keras does not show what it feeds.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    norm: float
-    share: float
-    regularizer: keras.regularizers.Regularizer | None
-    normalized: str
-
-
-def norm_table(
-    model: keras.Model, print_fn: Callable[[str], object] | None = print
-) -> KernelTable[NormRow] | None:
-    """Prints the kernels of a model with their norms, as a table.
-
-    Args:
-        model: A built `keras.Model`.
-        print_fn: Function that takes the table as a string, as in `model.summary`.
-            `None` returns the table instead. Defaults to `print`.
-
-    Returns:
-        `None`, or with `print_fn=None` a `KernelTable` of `NormRow`.
-
-    Raises:
-        ValueError: If the model is not built.
-
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import norm_table
-    >>> model = keras.Sequential([
-    ...     keras.Input((2,)),
-    ...     keras.layers.Dense(2, kernel_initializer="ones", name="first"),
-    ...     keras.layers.BatchNormalization(name="bn"),
-    ...     keras.layers.Dense(8, kernel_initializer="ones", name="second"),
-    ... ])
-    >>> for row in norm_table(model, print_fn=None):
-    ...     print(row.name, row.norm, round(row.share, 2), repr(row.normalized))
-    first 2.0 0.33 'bn'
-    second 4.0 0.67 ''
-    """
-    found = kernels_of_built(model)
-    graph = Graph(layers_of(model))
-    norms = [host_norm(kernel.variable) for kernel in found]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(norms)
-        total = float(np.sum(logs))
-        shares = logs / total
-    if not np.all((shares >= 0) & (shares <= 1)):
-        shares = np.full(len(norms), np.nan)
-    rows = [
-        NormRow(
-            kernel.name,
-            tuple(kernel.variable.shape),
-            norm,
-            float(share),
-            kernel.regularizer,
-            graph.normalization_of(kernel.layer, kernel.parents) or "",
-        )
-        for kernel, norm, share in zip(found, norms, shares, strict=True)
-    ]
-    columns: Columns = {
-        "name": str,
-        "shape": format_shape,
-        "norm": format_norm,
-        "share": format_share,
-        "regularizer": format_regularizer,
-        "normalized": str,
-    }
-    caption = f"log norm product: {total:.4f}"
-    ours = [isinstance(kernel.regularizer, WEISSI) for kernel in found]
-    if any(ours) and not all(ours):
-        with np.errstate(invalid="ignore"):
-            part = float(np.sum(logs[ours]))
-        caption += (
-            f"; of the {sum(ours)} with WEISSI, which NormLogger watches: {part:.4f}"
-        )
-    table = KernelTable(rows, columns, caption)
-    if print_fn is None:
-        return table
-    print_fn(str(table))
-    return None
-
-
 def host_norm(variable):
     """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 
@@ -243,22 +131,10 @@ def host_pieces(variable):
         yield to_numpy(keras.ops.cast(piece, dtype))
 
 
-def _walk(layer, parents=None, seen=None):
-    """Yields a layer and all inside it, depth first, each once with those around it."""
-    seen = set() if seen is None else seen
-    if id(layer) in seen:
-        return
-    seen.add(id(layer))
-    yield layer, parents or ()
-    around = () if parents is None else (*parents, layer)
-    for sub in sublayers(layer):
-        yield from _walk(sub, around, seen)
-
-
 def _own_variables(model):
     """Yields `(layer, parents, variables)` depth first, each variable once."""
     seen: set[int] = set()
-    for layer, parents in _walk(model):
+    for layer, parents in walk(model):
         below = {id(v) for sub in sublayers(layer) for v in sub.weights}
         own = [v for v in layer.weights if id(v) not in below and id(v) not in seen]
         if own:

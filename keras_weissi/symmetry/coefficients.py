@@ -9,9 +9,9 @@ import numpy as np
 
 from keras_weissi._utils.tables import KernelTable, format_norm
 from keras_weissi._utils.validation import check_bool
+from keras_weissi.model.eligibility import why_left_out
 from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import kernels, layers_of
-from keras_weissi.model.selection import why_left_out
+from keras_weissi.model.kernels import kernels
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.solvers import GROUND, nearest_flow
 
@@ -141,7 +141,7 @@ def invariant_coefficients(
     """
     check_bool(include_normalized, "include_normalized")
     groups = scale_groups(model)
-    graph = Graph(layers_of(model))
+    graph = Graph(model)
     edges = groups.edges
 
     def why(kernel):

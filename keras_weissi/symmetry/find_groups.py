@@ -15,7 +15,8 @@ from keras_weissi.model.graph import (
     unwrapped,
 )
 from keras_weissi.model.homogeneity import Scaling, fixed, is_float, scaling_of
-from keras_weissi.model.kernels import gammas, kernels, layers_of
+from keras_weissi.model.kernels import gammas, kernels
+from keras_weissi.model.walk import layers_of
 from keras_weissi.symmetry.groups import KernelEdge, ScaleGroup, ScaleGroups
 from keras_weissi.symmetry.solvers import GROUND, components, on_cycles
 
@@ -60,7 +61,7 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     """
     check_model(model)
     layers = layers_of(model)
-    graph = Graph(layers)
+    graph = Graph(model)
     if graph.root is None and isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(
             "Invalid value for argument `model`. Expected a built model: start it with "

@@ -12,9 +12,10 @@ import numpy as np
 
 from keras_weissi._utils.tables import Columns, KernelTable, format_norm, format_shape
 from keras_weissi.model.kernels import host_norm, kernels
-from keras_weissi.symmetry.apply_factors import optimizer_of, rescale
+from keras_weissi.symmetry.apply_factors import rescale
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.optimizer_state import optimizer_of
 from keras_weissi.symmetry.solvers import GROUND, balanced_log_scales
 
 

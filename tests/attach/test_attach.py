@@ -8,7 +8,8 @@ from helpers import penalty_of, to_numpy
 from keras import layers
 
 from keras_weissi import WEISSI, deregularize, regularize
-from keras_weissi.model.kernels import kernels, norm_table
+from keras_weissi.model.kernels import kernels
+from keras_weissi.model.table import norm_table
 
 R = WEISSI(0.1, 0.01, 0.2)
 

@@ -13,7 +13,8 @@ from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, regularize
 from keras_weissi.callbacks.record import read_csv
-from keras_weissi.model.kernels import kernels, norm_table
+from keras_weissi.model.kernels import kernels
+from keras_weissi.model.table import norm_table
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X[:, :1]

@@ -15,7 +15,7 @@ import keras_weissi
 
 MODULES = [
     *("attach.attach", "callbacks.collapse", "callbacks.norm_logger"),
-    *("callbacks.scale_balancer", "model.kernels", "plotting", "regularizers"),
+    *("callbacks.scale_balancer", "model.kernels", "model.table", "plotting", "regularizers"),
     *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
 ]
 

@@ -6,7 +6,8 @@ from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, regularize, scale_groups
 from keras_weissi.callbacks.norm_reader import make_norm_reader
-from keras_weissi.model.kernels import host_pieces, kernels, norm_table
+from keras_weissi.model.kernels import host_pieces, kernels
+from keras_weissi.model.table import norm_table
 
 
 def names(model):

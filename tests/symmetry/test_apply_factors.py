@@ -7,7 +7,8 @@ from keras import layers, optimizers
 from keras_weissi import balance_scales
 from keras_weissi.model.kernels import host_norm
 from keras_weissi.symmetry import apply_factors
-from keras_weissi.symmetry.apply_factors import _POWERS, optimizer_of, rescale, state_of
+from keras_weissi.symmetry.apply_factors import rescale
+from keras_weissi.symmetry.optimizer_state import _POWERS, optimizer_of, state_of
 
 ALL = {
     "SGD": lambda: optimizers.SGD(0.01, momentum=0.9),
