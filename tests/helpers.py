@@ -116,3 +116,41 @@ def outputs_of(model, x):
 def relative_error(actual, expected):
     """The largest difference over the largest value."""
     return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+def count_transfers(monkeypatch, variable):
+    """Returns a list that grows with every tensor or variable brought to the host."""
+    kinds = {type(keras.ops.sum(variable)), type(variable.value), type(variable)}
+    transfers, nesting = [], []
+
+    def counting(original):
+        def count(*args, **kwargs):
+            if not nesting:
+                transfers.append(original)
+            nesting.append(True)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                nesting.pop()
+
+        return count
+
+    for kind in kinds:
+        for way in ("numpy", "item", "tolist", "__float__", "cpu", "__dlpack__"):
+            if hasattr(kind, way):
+                monkeypatch.setattr(kind, way, counting(getattr(kind, way)))
+    # NumPy may take the memory of a tensor without asking any method of it.
+    for module, way in (
+        (keras.ops, "convert_to_numpy"),
+        (np, "asarray"),
+        (np, "array"),
+    ):
+        original = getattr(module, way)
+        counted = counting(original)
+
+        def either(x, *args, original=original, counted=counted, **kwargs):
+            chosen = counted if isinstance(x, tuple(kinds)) else original
+            return chosen(x, *args, **kwargs)
+
+        monkeypatch.setattr(module, way, either)
+    return transfers

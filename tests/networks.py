@@ -5,6 +5,8 @@ import numpy as np
 from hypothesis import strategies as st
 from keras import layers
 
+from keras_weissi import scale_groups
+
 WIDTH = 4
 ACTIVATIONS = ("linear", "relu", "leaky_relu")
 BLOCKS = (
@@ -136,3 +138,14 @@ def resnet18(dtype=None, size=32, width=64, classes=10):
         return keras.Model(inputs, layers.Dense(classes, name="logits")(x))
     finally:
         keras.config.set_dtype_policy(policy)
+
+
+def random_factors(model, seed, spread=1.5):
+    """Factors of all kernels for random scales of all free groups."""
+    rng = np.random.default_rng(seed)
+    groups = scale_groups(model)
+    logs = {g.index: rng.normal(0, spread) if g.free else 0.0 for g in groups.groups}
+    return {
+        edge.kernel.name: float(np.exp(logs[edge.target] - logs[edge.source]))
+        for edge in groups.edges
+    }

@@ -8,7 +8,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, norm_of, penalty_of
+from helpers import BACKEND, count_transfers, norm_of, penalty_of
 from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, regularize
@@ -425,44 +425,6 @@ def test_the_bar_can_be_left_to_another(capfd):
     assert capfd.readouterr().out.count("Epoch 1/2") == 1
     fit(make_model(), NormLogger(), verbose=0)
     assert capfd.readouterr().out == ""
-
-
-def count_transfers(monkeypatch, variable):
-    """Returns a list that grows with every tensor or variable brought to the host."""
-    kinds = {type(keras.ops.sum(variable)), type(variable.value), type(variable)}
-    transfers, nesting = [], []
-
-    def counting(original):
-        def count(*args, **kwargs):
-            if not nesting:
-                transfers.append(original)
-            nesting.append(True)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                nesting.pop()
-
-        return count
-
-    for kind in kinds:
-        for way in ("numpy", "item", "tolist", "__float__", "cpu", "__dlpack__"):
-            if hasattr(kind, way):
-                monkeypatch.setattr(kind, way, counting(getattr(kind, way)))
-    # NumPy may take the memory of a tensor without asking any method of it.
-    for module, way in (
-        (keras.ops, "convert_to_numpy"),
-        (np, "asarray"),
-        (np, "array"),
-    ):
-        original = getattr(module, way)
-        counted = counting(original)
-
-        def either(x, *args, original=original, counted=counted, **kwargs):
-            chosen = counted if isinstance(x, tuple(kinds)) else original
-            return chosen(x, *args, **kwargs)
-
-        monkeypatch.setattr(module, way, either)
-    return transfers
 
 
 def test_one_transfer_a_measurement(monkeypatch):

@@ -15,7 +15,6 @@ if keras.backend.backend() == "jax":
     jax.config.update("jax_enable_x64", True)
 keras.config.set_floatx("float64")
 import networks
-from test_symmetry import random_factors
 from keras_weissi import balance_scales, shift_scales
 
 name = sys.argv[1]
@@ -38,7 +37,7 @@ for variable in model.weights:
 for variable in model.weights:
     float(keras.ops.max(variable.value))  # JAX works in the background
 size = sum(int(np.prod(v.shape)) for v in model.weights) * 8 / 2**20
-factors = random_factors(model, 0)
+factors = networks.random_factors(model, 0)
 result = {"size": size, "spread": max(factors.values()) / min(factors.values())}
 
 def status(key):

@@ -15,8 +15,15 @@ import keras_weissi
 
 MODULES = [
     *("attach.attach", "callbacks.collapse", "callbacks.norm_logger"),
-    *("callbacks.scale_balancer", "model.kernels", "model.table", "plotting", "regularizers"),
-    *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
+    *(
+        "callbacks.scale_balancer",
+        "model.kernels",
+        "model.table",
+        "plotting",
+        "regularizers",
+    ),
+    *("regularizers", "symmetry.coefficients", "symmetry.find_groups"),
+    "symmetry.rescale",
 ]
 
 

@@ -3,8 +3,7 @@
 import importlib
 
 import pytest
-from helpers import ROOT
-from test_callbacks import count_transfers
+from helpers import ROOT, count_transfers
 
 from keras_weissi import WEISSI, NormLogger
 

@@ -10,7 +10,6 @@ from helpers import float64, penalty_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
-from test_symmetry import random_factors
 
 from keras_weissi import (
     WEISSI,
@@ -136,14 +135,14 @@ def test_with_regularize_the_penalty_does_not_change(
     )
     assert {row.name for row in report if row.changed} == set(c)
     before = penalty_of(model)
-    shift_scales(model, random_factors(model, seed))
+    shift_scales(model, networks.random_factors(model, seed))
     assert penalty_of(model) == pytest.approx(before, abs=1e-5)
 
 
 def test_without_normalization_a_function_is_all_it_takes():
     model = residual(projection=True)
     networks.randomize(model)
-    factors = random_factors(model, 0)
+    factors = networks.random_factors(model, 0)
     c = invariant_coefficients(model)
     regularize(model, lambda layer: WEISSI(0.1 * c[layer.name], min_norm=1e-6))
     before = penalty_of(model)
@@ -177,7 +176,7 @@ def test_the_statement_is_true_of_any_model(spec, seed):
             return float(name in taken)
 
         before = log_norms(plain), log_norms(c.__getitem__)
-        shift_scales(model, random_factors(model, seed))
+        shift_scales(model, networks.random_factors(model, seed))
         changes = log_norms(plain) - before[0], log_norms(c.__getitem__) - before[1]
         assert abs(changes[1]) < 1e-10
         assert (abs(changes[0]) < 1e-10) == c.plain_is_invariant

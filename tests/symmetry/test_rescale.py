@@ -44,17 +44,6 @@ def limit_of(dtype, spec):
     return 1e-12 if exact and dtype == "float64" else 1e-5
 
 
-def random_factors(model, seed, spread=1.5):
-    """Factors of all kernels for random scales of all free groups."""
-    rng = np.random.default_rng(seed)
-    groups = scale_groups(model)
-    logs = {g.index: rng.normal(0, spread) if g.free else 0.0 for g in groups.groups}
-    return {
-        edge.kernel.name: float(np.exp(logs[edge.target] - logs[edge.source]))
-        for edge in groups.edges
-    }
-
-
 def data(dtype, rows=7):
     x = np.random.default_rng(1).normal(size=(rows, networks.WIDTH))
     return x.astype(dtype)
@@ -92,7 +81,7 @@ def test_any_shift_leaves_the_outputs(spec, seed, dtype):
         model = networks.build(spec, seed, dtype)
         x = data(dtype)
         before, log_norm = outputs_of(model, x), weighted_log_norm(model)
-        shift_scales(model, random_factors(model, seed))
+        shift_scales(model, networks.random_factors(model, seed))
         assert relative_error(outputs_of(model, x), before) < limit_of(dtype, spec)
         if dtype == "float64":
             assert abs(weighted_log_norm(model) - log_norm) < 1e-10
@@ -105,7 +94,7 @@ def test_balancing_leaves_the_outputs_and_is_done_after_once(spec, seed, dtype):
         model = networks.build(spec, seed, dtype)
         x = data(dtype)
         before, log_norm = outputs_of(model, x), weighted_log_norm(model)
-        shift_scales(model, random_factors(model, seed))
+        shift_scales(model, networks.random_factors(model, seed))
         balance_scales(model)
         assert relative_error(outputs_of(model, x), before) < limit_of(dtype, spec)
         if dtype == "float64":
@@ -129,7 +118,9 @@ def test_the_balanced_norms_are_least_and_do_not_depend_on_the_shift(spec, seed)
         balance_scales(model)
         balanced = squares()
         for i in range(3):
-            factors = random_factors(model, seed + i, spread=[0.01, 0.3, 3.0][i])
+            factors = networks.random_factors(
+                model, seed + i, spread=[0.01, 0.3, 3.0][i]
+            )
             shift_scales(model, factors)
             assert squares().sum() >= balanced.sum() * (1 - 1e-12)
         balance_scales(model)
@@ -158,7 +149,7 @@ def test_a_shift_and_its_inverse_are_the_identity_to_the_last_bit(spec, seed):
 @given(networks.specs, seeds)
 def test_wrong_factors_are_refused_and_change_nothing(spec, seed):
     model = networks.build(spec, seed)
-    factors = random_factors(model, seed)
+    factors = networks.random_factors(model, seed)
     edges = scale_groups(model).edges
     wrong = edges[seed % len(edges)]
     if wrong.source == wrong.target or seed % 2:
@@ -268,7 +259,7 @@ def test_training_computes_the_same_as_well(spec, seed):
 
     moving = [to_numpy(v) for v in model.non_trainable_variables]
     before = outputs()
-    shift_scales(model, random_factors(model, seed))
+    shift_scales(model, networks.random_factors(model, seed))
     assert relative_error(outputs(), before) < 1e-4
 
 
