@@ -1,6 +1,6 @@
 """Puts a regularizer on the kernels of a model that already exists."""
 
 from keras_weissi._utils.tables import KernelTable
-from keras_weissi.attach.attach import Attachment, deregularize, regularize
+from keras_weissi.attach.attach import AttachmentRow, deregularize, regularize
 
-__all__ = ["Attachment", "KernelTable", "deregularize", "regularize"]
+__all__ = ["AttachmentRow", "KernelTable", "deregularize", "regularize"]

@@ -7,7 +7,6 @@ compiled model is told to make its training step anew.
 """
 
 import dataclasses
-import functools
 
 import keras
 
@@ -21,24 +20,16 @@ from keras_weissi._utils.tables import (
 )
 from keras_weissi._utils.user_warnings import listed, warn
 from keras_weissi._utils.validation import check_bool
-from keras_weissi.attach.saved_config import (
-    check_attention,
-    keeps_layers,
-    keeps_slots,
-    set_all,
-    slots_of,
+from keras_weissi.attach.decisions import (
+    Decision,
+    check_calls,
+    decide,
+    decide_invariant,
 )
-from keras_weissi.model.eligibility import why_left_out
-from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import gammas, host_norm, kernels_of_built
-from keras_weissi.model.selection import (
-    Layers,
-    Regularizers,
-    names_in,
-    regularizers_by_kernel,
-    select_kernels,
-    validate_selection,
-)
+from keras_weissi.attach.saved_config import set_all
+from keras_weissi.model.eligibility import Reason
+from keras_weissi.model.kernels import host_norm, kernels_of_built
+from keras_weissi.model.selection import Layers, Regularizers
 from keras_weissi.model.walk import layers_of
 from keras_weissi.regularizers import WEISSI
 
@@ -52,8 +43,8 @@ _COLUMNS: Columns = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Attachment:
-    """One row of the report: what became of a kernel.
+class AttachmentRow:
+    """One row of the report of `regularize` and `deregularize`.
 
     Attributes:
         name: str, the kernel's name.
@@ -79,7 +70,8 @@ def regularize(
     layers: Layers | None = None,
     include_normalized: bool = False,
     replace: bool = False,
-) -> KernelTable[Attachment]:
+    invariant: bool = False,
+) -> KernelTable[AttachmentRow]:
     """Puts a regularizer on the kernels of a built model, in place.
 
     No weight is copied, no layer rebuilt, and the state of the optimizer stays. After
@@ -87,32 +79,40 @@ def regularize(
     kept by `save` and `clone_model`, as if it had been the layers'
     `kernel_regularizer` from the start.
 
-    Left out are kernels straight before a normalization layer, whose scale is
-    normalized away, and embeddings; kernels that have another regularizer; and
-    quantized kernels and those with LoRA enabled. The report says so for each, and a
-    warning does if the call asked for them. A normalization layer that is named gets
-    the regularizer on its gamma, see `invariant_coefficients`.
+    It leaves out kernels straight before a normalization layer, whose scale is
+    normalized away; embeddings; kernels that have another regularizer; quantized
+    kernels; and kernels with LoRA enabled. The report gives the reason for each, and a
+    warning lists those that the call asked for. A normalization layer that is named
+    gets the regularizer on its gamma.
+
+    A name means the kernel of that name in the report; if there is none, the layer or
+    nested model of that path, such as `"backbone/block"`; if there is none, the one
+    layer of that name.
 
     Args:
         model: A built `keras.Model`, the one that is compiled and fitted.
-        regularizer: A `keras.regularizers.Regularizer`, or its name; or a dict of
-            them by the names of layers; or a function from the layer that owns a
-            kernel to one, or to `None` to leave the kernel as it is.
-        layers: Which layers: names (of layers, nested models, or kernels as the report
-            lists them), a class or list of classes, or a function from a layer to a
-            bool. Defaults to `None`: all but embeddings.
+        regularizer: A `keras.regularizers.Regularizer`, or the name of one of Keras's
+            own; or a dict of them by name; or a function from the layer that owns a
+            kernel to a regularizer, or to `None` to leave the kernel as it is.
+        layers: Which layers: a name or list of names, layers, a class or list of
+            classes, or a function from a layer to a bool. Defaults to `None`: all but
+            embeddings.
         include_normalized: bool. Whether to take kernels straight before a
             normalization layer too. Defaults to `False`.
-        replace: bool. Whether to replace regularizers other than `WEISSI`. One
-            `WEISSI` is always replaced by another. Defaults to `False`.
+        replace: bool. Whether to replace regularizers other than `WEISSI`. A `WEISSI`
+            is always replaced by another. Defaults to `False`.
+        invariant: bool. Whether to multiply each `log_norm` by the coefficient that
+            makes the whole penalty invariant, see `invariant_coefficients`. Gammas that
+            need one get it; what has none loses an earlier `WEISSI`. Needs a `WEISSI`
+            as `regularizer`, and `layers=None`. Defaults to `False`.
 
     Returns:
-        `KernelTable` of `Attachment`: every kernel of the model, in order. It prints
+        `KernelTable` of `AttachmentRow`: every kernel of the model, in order. It prints
         as a table.
 
     Raises:
-        ValueError: If the model is not built, a name matches no kernel, or an argument
-            is invalid. The model is then as it was.
+        ValueError: If the model is not built, a name matches no kernel or several
+            layers, or an argument is invalid. The model stays as it was.
 
     Example:
 
@@ -123,60 +123,37 @@ def regularize(
     >>> [row.changed for row in report], len(model.losses)
     ([True], 1)
     """
-    check_bool(include_normalized, "include_normalized")
-    check_bool(replace, "replace")
-    found = kernels_of_built(model, everything=True)
-    found += _named_gammas(model, found, layers, regularizer)
-    asked_for = None
-    if layers is not None:
-        validate_selection(layers)
-        asked_for = {kernel.name for kernel in select_kernels(found, layers)}
-    wanted = regularizers_by_kernel(regularizer, found)
-    by_name = asked_for is not None or isinstance(regularizer, dict)
-    graph = Graph(model)
-    plan, notes, refused = {}, {}, []
-    keeps = functools.cache(keeps_layers)  # it is slow for a large model
-    for kernel in found:
-        name = kernel.name
-        if asked_for is not None and name not in asked_for:
-            notes[name] = "not among `layers`"
-        elif wanted.get(name) is None:
-            notes[name] = "not in `regularizer`"
-        else:
-            normalization = graph.normalization_of(kernel.layer, kernel.parents)
-            why = why_left_out(
-                kernel, normalization, include_normalized, replace, by_name
-            )
-            if why is None:
-                plan[name] = wanted[name]
-                notes[name] = _note(kernel, normalization, model, keeps)
-            else:
-                notes[name], is_default = why
-                if by_name or not is_default:
-                    refused.append(name)
-    check_attention(found, plan, notes, refused)
-    _check_calls(found, plan)
+    for name, value in (
+        ("include_normalized", include_normalized),
+        ("replace", replace),
+        ("invariant", invariant),
+    ):
+        check_bool(value, name)
+    kernels_of_built(model, everything=True)  # raises if there are none
+    how = decide_invariant if invariant else decide
+    decisions = how(model, regularizer, layers, include_normalized, replace)
+    check_calls(decisions)
     # Before the model is changed: a warning may be made an error.
-    _warn(found, plan, notes, refused)
-    norms = _norms_of(found)
-    set_all(
-        (owner, name, plan[kernel.name])
-        for kernel in found
-        if kernel.name in plan
-        for owner, name in ((kernel.variable, "regularizer"), *slots_of(kernel))
-    )
-    _renew_steps(model)
-    return _report(found, norms, set(plan), notes)
+    _warn(decisions)
+    report = _report(decisions)
+    changes = [
+        (owner, name, decision.regularizer)
+        for decision in decisions
+        if decision.is_change
+        for owner, name in ((decision.kernel.variable, "regularizer"), *decision.places)
+    ]
+    _apply(model, changes)
+    return report
 
 
-def deregularize(model: keras.Model) -> KernelTable[Attachment]:
+def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
     """Takes every `WEISSI` off a model, in place, as `regularize` put it on.
 
     Args:
         model: A built `keras.Model`.
 
     Returns:
-        `KernelTable` of `Attachment`, as from `regularize`.
+        `KernelTable` of `AttachmentRow`, as from `regularize`.
 
     Raises:
         ValueError: If the model is not built.
@@ -191,10 +168,14 @@ def deregularize(model: keras.Model) -> KernelTable[Attachment]:
     >>> len(model.losses), dense.kernel_regularizer
     (0, None)
     """
-    found = kernels_of_built(model, everything=True)
-    names = {k.name for k in found if isinstance(k.regularizer, WEISSI)}
-    carriers = [
-        (owner, name)
+    decisions = [
+        Decision(kernel, None, is_change=True)
+        if isinstance(kernel.regularizer, WEISSI)
+        else Decision(kernel, kernel.regularizer)
+        for kernel in kernels_of_built(model, everything=True)
+    ]
+    changes = [
+        (owner, name, None)
         for layer in layers_of(model)
         for owner, name, value in (
             *((v, "regularizer", v.regularizer) for v in layer.weights),
@@ -202,113 +183,85 @@ def deregularize(model: keras.Model) -> KernelTable[Attachment]:
         )
         if isinstance(value, WEISSI)
     ]
-    norms = _norms_of(found)
-    set_all((owner, name, None) for owner, name in carriers)
-    _renew_steps(model)
-    notes = {name: "WEISSI taken off" for name in names}
-    return _report(found, norms, names, notes)
+    report = _report(decisions)
+    _apply(model, changes)
+    return report
 
 
-def _named_gammas(model, found, layers, regularizer):
-    """Lists the gammas of those normalization layers that the user calls by name."""
-    named = [*names_in(layers), *(regularizer if isinstance(regularizer, dict) else ())]
-    known = {id(kernel.variable) for kernel in found}
-    return [
-        gamma
-        for gamma in (gammas(model) if named else ())
-        if id(gamma.variable) not in known
-        and any(name in (gamma.name, gamma.layer.name, gamma.layer) for name in named)
-    ]
-
-
-def _note(kernel, normalization, model, keeps_layers):
-    notes = []
-    if kernel.regularizer is not None:
-        notes.append(f"was {format_regularizer(kernel.regularizer)}")
-    if not kernel.variable.trainable:
-        notes.append("frozen: counts once it is trainable")
-    if normalization == "?":
-        notes.append("what it feeds is hidden: may be normalized")
-    elif normalization is not None:
-        notes.append(f"normalized by {normalization}")
-    slots = slots_of(kernel)
-    losing = [layer for layer in (model, *kernel.parents) if not keeps_layers(layer)]
-    if not keeps_slots(kernel.layer, slots):
-        losing.append(kernel.layer)
-    if not slots:
-        notes.append("not saved: the layer has no argument for it")
-    elif losing:
-        notes.append(f"not saved unless {type(losing[0]).__name__} saves it")
-    return "; ".join(notes)
-
-
-def _check_calls(found, plan):
-    """Raises if a regularizer cannot take a kernel of such a rank."""
-    tried = set()
-    for kernel in found:
-        regularizer = plan.get(kernel.name)
-        rank = len(kernel.variable.shape)
-        if regularizer is None or (id(regularizer), rank) in tried:
-            continue
-        tried.add((id(regularizer), rank))
-        try:
-            regularizer(keras.ops.ones((1,) * rank))
-        except Exception as error:
-            raise ValueError(
-                "Invalid value for argument `regularizer`. Expected one that takes "
-                f"kernel {kernel.name!r}, of rank {rank}. Received: "
-                f"{format_regularizer(regularizer)}, which raises: {error}"
-            ) from error
-
-
-def _renew_steps(model):
-    # Not set to None, as `compile` does: a callback may have called in mid-`fit`.
+def _apply(model, changes):
+    """Sets the regularizers, and makes compiled training steps anew."""
+    set_all(changes)
     for layer in layers_of(model):
         if isinstance(layer, keras.Model):
+            # Not set to None, as `compile` does: `fit` may be calling us.
             if layer.train_function is not None:
                 layer.make_train_function(force=True)
             if layer.test_function is not None:
                 layer.make_test_function(force=True)
 
 
-def _warn(found, plan, notes, refused):
-    unsaved = [name for name in plan if "not saved" in notes[name]]
+def _warn(decisions):
+    """Warns of what was asked for and refused, and of what will not be saved."""
+    refused = [d for d in decisions if d.is_refused]
+    lost = [d for d in decisions if d.regularizer and d.lost_by and d.is_change]
+    clauses = []
     if refused:
-        what, names = f"{len(refused)} were left as they were", refused
-    elif not plan:
-        what, names = "all were left as they were", [kernel.name for kernel in found]
-    elif unsaved:
-        what = f"{len(unsaved)} may lose their regularizer when the model is saved"
-        names = unsaved
-    else:
-        return
-    shown = listed([f"{name!r} ({notes[name]})" for name in names])
-    warn(
-        f"regularize: of {len(found)} kernels {what}: {shown}. The report that "
-        "`regularize` returns has them all."
-    )
-
-
-def _norms_of(found):
-    """Reads the norms, before a change that an error must not leave half done."""
-    return [host_norm(kernel.variable) for kernel in found]
-
-
-def _report(found, norms, changed, notes):
-    rows = [
-        Attachment(
-            kernel.name,
-            tuple(kernel.variable.shape),
-            norm,
-            kernel.regularizer,
-            kernel.name in changed,
-            notes.get(kernel.name, ""),
+        clauses.append((f"{len(refused)} were left as they were", refused))
+    elif not any(decision.is_change for decision in decisions):
+        clauses.append(("all were left as they were", decisions))
+    if lost:
+        what = f"{len(lost)} may lose their regularizer when the model is saved"
+        clauses.append((what, lost))
+    for what, concerned in clauses:
+        shown = listed([f"{d.kernel.name!r} ({_note(d)})" for d in concerned])
+        warn(
+            f"regularize: of {len(decisions)} kernels, {what}: {shown}. The report "
+            "that `regularize` returns lists them all."
         )
-        for kernel, norm in zip(found, norms, strict=True)
+
+
+def _report(decisions):
+    """Makes the report, before the change: a norm that cannot be read raises."""
+    rows = [
+        AttachmentRow(
+            decision.kernel.name,
+            tuple(decision.kernel.variable.shape),
+            host_norm(decision.kernel.variable),
+            decision.regularizer,
+            decision.is_change,
+            _note(decision),
+        )
+        for decision in decisions
     ]
-    caption = f"{len(changed)} of {len(rows)} kernels changed"
-    left_out = set(notes) - changed
-    normalized = sum(notes[name].startswith("normalized") for name in left_out)
-    if normalized:
+    changed = sum(decision.is_change for decision in decisions)
+    caption = f"{changed} of {len(rows)} kernels changed"
+    reasons = [d.left_out.reason for d in decisions if d.left_out]
+    if normalized := reasons.count(Reason.NORMALIZED):
         caption += f"; include_normalized=True takes the {normalized} normalized ones"
     return KernelTable(rows, _COLUMNS, caption)
+
+
+def _note(decision):
+    """Says what the report says of a decision."""
+    kernel, notes = decision.kernel, []
+    if decision.left_out is not None:
+        notes.append(str(decision.left_out))
+    if not decision.is_change:
+        return "; ".join(notes)
+    if decision.regularizer is None:
+        return "; ".join([*notes, "WEISSI taken off"])
+    if decision.coefficient is not None:
+        notes.append(f"coefficient {decision.coefficient:.4g}")
+    if kernel.regularizer is not None:
+        notes.append(f"was {format_regularizer(kernel.regularizer)}")
+    if not kernel.variable.trainable:
+        notes.append("frozen: counts once it is trainable")
+    if decision.normalization == "?":
+        notes.append("what it feeds is hidden: may be normalized")
+    elif decision.normalization is not None:
+        notes.append(f"normalized by {decision.normalization}")
+    if decision.lost_by is not None and not decision.places:
+        notes.append("not saved: the layer has no argument for it")
+    elif decision.lost_by is not None:
+        notes.append(f"not saved unless {type(decision.lost_by).__name__} saves it")
+    return "; ".join(notes)

@@ -1,4 +1,4 @@
-"""Where a layer keeps the regularizer of a kernel, so that it is saved with it."""
+"""Where a layer keeps the regularizer of a kernel, and whether it is saved with it."""
 
 import keras
 
@@ -6,18 +6,23 @@ from keras_weissi._utils.keras_private import regularizer_slots
 from keras_weissi.model.homogeneity import is_of_keras
 
 
-def slots_of(kernel):
-    """Lists the attributes that go into the saved configuration."""
+def places_of(kernel):
+    """Lists where the regularizer of a kernel is kept for the saved configuration.
+
+    Returns:
+        List of pairs of a layer and the name of its attribute; empty if the layer has
+        no argument for it.
+    """
     stem = kernel.variable.name
     names = [f"{stem}_regularizer", f"{stem.removesuffix('_kernel')}_regularizer"]
     if stem == "kernel":
         names.append("depthwise_regularizer")  # DepthwiseConv calls it that
-    slots = [(kernel.layer, name) for name in names if hasattr(kernel.layer, name)][:1]
+    places = [(kernel.layer, name) for name in names if hasattr(kernel.layer, name)][:1]
     attention = attention_around(kernel)
     if attention is not None:
         # They make their inner layers anew from an argument of their own.
-        slots += [(attention, name) for name in regularizer_slots(attention)]
-    return slots
+        places += [(attention, name) for name in regularizer_slots(attention)]
+    return places
 
 
 def attention_around(kernel):
@@ -28,40 +33,29 @@ def attention_around(kernel):
     return None
 
 
-def check_attention(found, plan, notes, refused):
-    """Sees to it that the kernels of an attention layer are served alike.
+def lost_by(kernel, places, model, keeps_layers):
+    """Finds the layer that loses the regularizer of a kernel when the model is saved.
 
-    If one of them cannot be, none is. If the user asked for a difference, it raises.
+    Args:
+        kernel: `Kernel`.
+        places: What `places_of` says of it.
+        model: The `keras.Model`.
+        keeps_layers: The function below, or a cached one: it is slow for large models.
+
+    Returns:
+        The `keras.Layer`, or `None` if the regularizer is saved.
     """
-    groups: dict[int, tuple] = {}
-    for kernel in found:
-        attention = attention_around(kernel)
-        if attention is not None:
-            groups.setdefault(id(attention), (attention, []))[1].append(kernel.name)
-    for attention, names in groups.values():
-        planned = [name for name in names if name in plan]
-        barred = [name for name in names if name in refused]
-        if planned and barred:
-            for name in planned:
-                del plan[name]
-                notes[name] = f"left out with {barred[0]}: {notes[barred[0]]}"
-                refused.append(name)
-            continue
-        configs = {str((type(plan[n]), plan[n].get_config())) for n in planned}
-        if len(configs) > 1 or 0 < len(planned) < len(names):
-            raise ValueError(
-                "Invalid value for argument `layers` or `regularizer`. Expected the "
-                f"same regularizer for every kernel of layer {attention.name!r}, which "
-                "saves only one for all of them. Received: different ones"
-            )
-
-
-def keeps_slots(layer, slots):
-    """Whether the saved configuration of a layer has the regularizers set on it."""
+    layer = kernel.layer
+    if not places:
+        return layer
+    for around in (model, *kernel.parents):
+        if not keeps_layers(around):
+            return around
     if is_of_keras(layer):
-        return True
+        return None
     config = _config_of(layer)
-    return any(owner is layer and name in config for owner, name in slots)
+    is_saved = any(owner is layer and name in config for owner, name in places)
+    return None if is_saved else layer
 
 
 def keeps_layers(layer):
@@ -81,7 +75,7 @@ def _config_of(layer):
 
 
 def set_all(changes):
-    """Sets all attributes, or none if one of the owners does not let it.
+    """Sets all attributes, or none if one of the owners refuses.
 
     Args:
         changes: Iterable of triples of an owner, the name of its attribute, and a

@@ -1,10 +1,58 @@
 """Which kernels are left out, and why."""
 
+import dataclasses
+import enum
+from typing import Any
+
 import keras
 
 from keras_weissi._utils.tables import format_regularizer
 from keras_weissi.model.kernels import is_embedding
 from keras_weissi.regularizers import WEISSI
+
+
+class Reason(enum.Enum):
+    """Why a kernel is left out. The values are templates of what is said of it."""
+
+    NOT_IN_LAYERS = "not among `layers`"
+    NOT_IN_REGULARIZER = "not in `regularizer`"
+    LORA = "LoRA is enabled: the kernel is frozen, its update is elsewhere{}"
+    QUANTIZED = "quantized to {}"
+    EMBEDDING = "an embedding: name it in `layers` to take it"
+    HAS_ANOTHER = "has {} already; replace=True replaces it"
+    NORMALIZED = "normalized by {}"
+    SHARES_AN_ARGUMENT = "left out with {}"
+    OTHERS_TAKE_IT = "others that are left out can take up its scale"
+    NOT_NEEDED = "not needed: no kernel behind it bears a penalty"
+
+
+_BY_DEFAULT = {
+    Reason.EMBEDDING,
+    Reason.NORMALIZED,
+    Reason.OTHERS_TAKE_IT,
+    Reason.NOT_NEEDED,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """That a kernel is left out.
+
+    Attributes:
+        reason: `Reason`.
+        detail: what fills in the template of the reason.
+    """
+
+    reason: Reason
+    detail: Any = ""
+
+    @property
+    def by_default(self) -> bool:
+        """Whether it is the default, so that it needs no warning."""
+        return self.reason in _BY_DEFAULT
+
+    def __str__(self) -> str:
+        return self.reason.value.format(self.detail)
 
 
 def why_left_out(
@@ -20,27 +68,25 @@ def why_left_out(
         by_name: bool. Whether the kernel is asked for by name.
 
     Returns:
-        Pair of the reason and of whether it is one that holds by default and gives way
-        to an argument that asks for the kernel; or `None` if it is not left out.
+        `LeftOut`, or `None` if it is not left out.
     """
     layer = kernel.layer
     if getattr(layer, "lora_enabled", False):
-        reason = "LoRA is enabled: the kernel is frozen, its update is elsewhere"
         # Keras gives them what was on the kernel when LoRA was enabled.
         factors = [v for v in layer.weights if v.name.startswith("lora_")]
-        if old := next((v.regularizer for v in factors if v.regularizer), None):
-            reason += f", with {format_regularizer(old)}"
-            if isinstance(old, WEISSI):
-                reason += " (`deregularize` takes it off)"
-        return reason, False
+        old = next((v.regularizer for v in factors if v.regularizer), None)
+        on_factors = f", with {format_regularizer(old)}" if old else ""
+        if isinstance(old, WEISSI):
+            on_factors += " (`deregularize` takes it off)"
+        return LeftOut(Reason.LORA, on_factors)
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None or not keras.backend.is_float_dtype(kernel.variable.dtype):
-        return f"quantized to {mode or kernel.variable.dtype}", False
+        return LeftOut(Reason.QUANTIZED, mode or kernel.variable.dtype)
     if is_embedding(kernel.variable) and not by_name:
-        return "an embedding: name it in `layers` to take it", True
+        return LeftOut(Reason.EMBEDDING)
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
-        return f"has {format_regularizer(old)} already; replace=True replaces it", False
+        return LeftOut(Reason.HAS_ANOTHER, format_regularizer(old))
     if not include_normalized and normalization not in (None, "?"):
-        return f"normalized by {normalization}", True
+        return LeftOut(Reason.NORMALIZED, normalization)
     return None

@@ -1,7 +1,6 @@
-"""The kernels of a model and their norms.
+"""The kernels of a model: what counts as one, its one name, and its norm.
 
-This module alone decides what counts as a kernel and how it is named, and it is
-the only one that walks over the layers of a model.
+This module alone decides what counts as a kernel and how it is named.
 """
 
 import dataclasses
@@ -27,9 +26,9 @@ class Kernel:
     """One kernel of a model.
 
     Attributes:
-        name: str, unique in the model: the names of the layers that lead to the
-            kernel, joined by "/". A layer with several kernels adds the name of the
-            variable.
+        name: str, unique in the model, and the same whatever acts on the kernel: the
+            names of the layers that lead to it, joined by "/". A layer with several
+            kernels adds the name of the variable.
         layer: the `keras.Layer` that owns the kernel.
         variable: the `keras.Variable` itself.
         parents: tuple of the layers around `layer`, outermost first, without the
@@ -46,6 +45,16 @@ class Kernel:
         """The regularizer that acts on the kernel, or `None`."""
         return self.variable.regularizer
 
+    @property
+    def is_gamma(self) -> bool:
+        """Whether it scales the output of a normalization layer."""
+        return self.variable is gamma_of(self.layer)
+
+    @property
+    def is_bare_gamma(self) -> bool:
+        """Whether it is a gamma without `WEISSI`, which is taken only if named."""
+        return self.is_gamma and not isinstance(self.regularizer, WEISSI)
+
 
 def kernels(model, everything=False):
     """Lists the kernels of a model.
@@ -53,7 +62,7 @@ def kernels(model, everything=False):
     A kernel is a floating-point variable called "kernel" or "..._kernel", as in the
     layers of Keras that multiply their input by one, or any other variable that
     carries a `WEISSI` regularizer. Nested models, wrapped layers and RNN cells are
-    searched. What several layers share is listed once, where it comes first.
+    searched. A kernel that several layers share is listed once, where it comes first.
 
     Args:
         model: A built `keras.Model` or `keras.Layer`.
@@ -66,21 +75,23 @@ def kernels(model, everything=False):
     Example:
 
     >>> import keras
-    >>> from keras_weissi import norms
+    >>> from keras_weissi.model.kernels import kernels
     >>> backbone = keras.Sequential(
     ...     [keras.Input((8, 1)), keras.layers.Conv1D(2, 3, name="conv")],
     ...     name="backbone",
     ... )
     >>> model = keras.Sequential([backbone, keras.layers.LSTM(4, name="lstm")])
-    >>> [kernel.name for kernel in norms.kernels(model)]
+    >>> [kernel.name for kernel in kernels(model)]
     ['backbone/conv', 'lstm/lstm_cell/kernel', 'lstm/lstm_cell/recurrent_kernel']
     """
-    return _named(model, lambda layer, variable: _is_kernel(variable, everything))
+    return [k for k in _named_weights(model) if _is_kernel(k.variable, everything)]
 
 
-def gammas(model):
-    """Lists, as `kernels` does, what the normalization layers scale their output by."""
-    return _named(model, lambda layer, variable: variable is gamma_of(layer))
+def kernels_and_gammas(model):
+    """Lists all that a name can stand for: every kernel, and all gammas."""
+    return [
+        k for k in _named_weights(model) if k.is_gamma or _is_kernel(k.variable, True)
+    ]
 
 
 def kernels_of_built(model, everything=False):
@@ -142,15 +153,17 @@ def _own_variables(model):
             yield layer, parents, own
 
 
-def _named(model, is_wanted):
+def _named_weights(model):
+    """Names all weights at once, so that no name depends on which are asked for."""
     found = []
     names = set()
     for layer, parents, variables in _own_variables(model):
-        own = [v for v in variables if is_wanted(layer, v)]
+        main = _main_variables(layer, variables)
         path = [part.name for part in (*parents, layer) if part is not model]
-        for variable in own:
-            parts = [*path, variable.name] if len(own) > 1 or not path else path
-            name = base = "/".join(map(_clean, parts))
+        for variable in variables:
+            is_alone = path and len(main) == 1 and variable is main[0]
+            parts = path if is_alone else [*path, variable.name]
+            name = base = "/".join(map(clean, parts))
             count = 1
             while name in names:
                 name = f"{base}_{count}"
@@ -160,23 +173,41 @@ def _named(model, is_wanted):
     return found
 
 
+def _main_variables(layer, variables):
+    """Lists the variables of a layer that may go by the name of the layer alone."""
+    gamma = gamma_of(layer)
+    return (
+        [v for v in variables if v is gamma or is_embedding(v) or _is_called_kernel(v)]
+        or [v for v in variables if len(v.shape) > 1 and not _is_of_lora(v)]
+        or variables
+    )
+
+
 def is_embedding(variable):
     """Whether a variable is a table of embeddings, also one that makes logits."""
     return variable.name in ("embeddings", "reverse_embeddings")
 
 
 def _is_kernel(variable, everything):
-    if variable.name.startswith("lora_"):
-        # Half of a low-rank update: its norm says nothing, and starts at 0.
+    if _is_of_lora(variable):
         return False
     if isinstance(variable.regularizer, WEISSI):
         return True
     if everything and is_embedding(variable):
         return True
-    named = variable.name == "kernel" or variable.name.endswith("_kernel")
-    return named and (everything or keras.backend.is_float_dtype(variable.dtype))
+    is_float = keras.backend.is_float_dtype(variable.dtype)
+    return _is_called_kernel(variable) and (everything or is_float)
 
 
-def _clean(name):
-    # These have a meaning in `str.format`, which fills in the names of checkpoints.
+def _is_called_kernel(variable):
+    return variable.name == "kernel" or variable.name.endswith("_kernel")
+
+
+def _is_of_lora(variable):
+    # Half of a low-rank update: its norm says nothing, and starts at 0.
+    return variable.name.startswith("lora_")
+
+
+def clean(name):
+    """Replaces what has a meaning in `str.format`, as names of checkpoints are."""
     return re.sub(r"[.:!{}\[\]\s]", "_", name)

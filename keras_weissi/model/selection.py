@@ -1,4 +1,4 @@
-"""What a user asks for, by name, class or function, the kernels it means, or not."""
+"""Names, layers, classes and functions -> kernels: the one place that resolves them."""
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
@@ -7,6 +7,7 @@ from typing import TypeAlias
 import keras
 
 from keras_weissi._utils.validation import invalid
+from keras_weissi.model.kernels import clean
 
 # What says which layers: names or layers, classes, or a function of the layer.
 Layers: TypeAlias = (
@@ -25,28 +26,32 @@ Regularizers: TypeAlias = (
     | Callable[[keras.Layer], str | keras.regularizers.Regularizer | None]
 )
 
+# How close a name is that is the kernel's own: closer than that of any layer.
+_OWN_NAME = 10**6
+
 
 def select_kernels(candidates, layers, argument="layers"):
     """Narrows a list of kernels down to those of the layers asked for.
 
     Args:
-        candidates: List of `Kernel`.
-        layers: Name or list of names, each of a layer (or a layer around it) or the
-            first part of a kernel's name, or the layers themselves; or a class of
-            layers or list of classes; or a function from the layer that owns a kernel
-            to a bool.
+        candidates: List of `Kernel`, as from `kernels_and_gammas`. Classes and
+            functions take no gammas.
+        layers: Name or list of names, see `resolve`, or the layers themselves; or a
+            class of layers or list of classes; or a function from the layer that owns
+            a kernel to a bool.
         argument: str, what the caller calls `layers`. Defaults to `"layers"`.
 
     Returns:
         List of `Kernel`, in the order of `candidates`.
 
     Raises:
-        ValueError: If a name, the classes or the function match no kernel.
+        ValueError: If a name, the classes or the function match no kernel, or a name
+            stands for several layers.
     """
     if names := names_in(layers):
-        chosen = [_kernels_called(name, candidates, argument) for name in names]
-        names = {kernel.name for kernels in chosen for kernel in kernels}
-        return [kernel for kernel in candidates if kernel.name in names]
+        keys = {key for name in names for key in resolve(name, candidates, argument)}
+        return [kernel for kernel in candidates if kernel.name in keys]
+    candidates = [kernel for kernel in candidates if not kernel.is_bare_gamma]
     if classes := _classes_in(layers):
         chosen = [
             kernel
@@ -64,6 +69,60 @@ def select_kernels(candidates, layers, argument="layers"):
     return chosen
 
 
+def resolve(name, candidates, argument):
+    """Finds the kernels that a name stands for.
+
+    The first of these that there is: the kernel of this name; those of the layer (or
+    nested model) of this path, such as `"backbone/block"`; those of the layer of this
+    name, wherever it is. Gammas only if their own layer is named.
+
+    Args:
+        name: str, or the `keras.Layer` itself.
+        candidates: List of `Kernel`, as from `kernels_and_gammas`.
+        argument: str, what the caller calls the names.
+
+    Returns:
+        Dict from the names of kernels to ints: how close `name` is to each.
+
+    Raises:
+        ValueError: If there is none, or if several layers are called so.
+    """
+    own = [kernel.name for kernel in candidates if kernel.name == name]
+    if own:
+        return {own[0]: _OWN_NAME}
+    chains = [(kernel, (*kernel.parents, kernel.layer)) for kernel in candidates]
+    for is_meant in (
+        lambda chain: chain[-1] is name,
+        lambda chain: _path(chain) == name,
+        lambda chain: chain[-1].name == name,
+    ):
+        found = [
+            (kernel, chain[:depth])
+            for kernel, chain in chains
+            for depth in range(1, len(chain) + 1)
+            if is_meant(chain[:depth])
+            and not (kernel.is_bare_gamma and depth < len(chain))
+        ]
+        meant = {id(chain[-1]): chain for _, chain in found}
+        if len(meant) == 1:
+            return {kernel.name: len(chain) for kernel, chain in found}
+        if meant:
+            options = list(dict.fromkeys(map(_path, meant.values())))
+            if len(options) < len(meant):
+                options = [kernel.name for kernel, _ in found]
+            raise ValueError(
+                f"Invalid value for argument `{argument}`. Expected the name of one "
+                f"layer, such as one of {options}. Received: {name!r}, which stands "
+                f"for {len(meant)} layers"
+            )
+    known = {k.name for k in candidates} | {k.layer.name for k in candidates}
+    near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)
+    raise ValueError(
+        f"Invalid value for argument `{argument}`. Expected names of layers that "
+        f"have a kernel, such as {near}. Received: {name!r}"
+    )
+
+
 def names_in(layers):
     """Lists the names, or layers, that `layers` consists of; none if it is no such."""
     elements = _elements_of(layers)
@@ -73,7 +132,7 @@ def names_in(layers):
 
 def validate_selection(layers):
     """Raises a `ValueError` unless `select_kernels` understands `layers`."""
-    # A regularizer is callable: its place is another, the order of them was mistaken.
+    # A regularizer is callable, but was meant for another argument.
     is_function = callable(layers) and not isinstance(
         layers, keras.regularizers.Regularizer
     )
@@ -85,14 +144,26 @@ def validate_selection(layers):
         raise invalid("layers", expected, layers)
 
 
-def regularizers_by_kernel(regularizer, found):
-    """Returns a dict from the names of kernels to regularizers or `None`."""
+def regularizers_by_kernel(regularizer, candidates):
+    """Tells which regularizer is asked for, for each kernel.
+
+    Args:
+        regularizer: What `regularize` takes.
+        candidates: List of `Kernel`, as from `kernels_and_gammas`.
+
+    Returns:
+        Dict from the names of kernels to regularizers or `None`. A name in a dict
+        gives way to one that is closer to the kernel.
+
+    Raises:
+        ValueError: If `regularizer` is invalid.
+    """
     if isinstance(regularizer, dict):
         if not regularizer:
             raise ValueError(
                 "Invalid value for argument `regularizer`. Expected at least one layer "
                 "in the dict. Received: {}. (Coefficients are empty where no kernel "
-                "is to bear a penalty: print them for the reasons.)"
+                "bears a penalty: print them to see why.)"
             )
         if not all(isinstance(name, str) for name in regularizer):
             raise ValueError(
@@ -100,17 +171,16 @@ def regularizers_by_kernel(regularizer, found):
                 f"dict to be names of layers. Received: keys {list(regularizer)}"
             )
         wanted: dict = {}
-        ranks: dict[str, int] = {}
+        closest: dict[str, int] = {}
         for name, value in regularizer.items():
             value = _as_regularizer(value, f"regularizer[{name!r}]")
-            for kernel in select_kernels(found, [name], "regularizer"):
-                rank = _specificity(name, kernel)
-                if rank > ranks.get(kernel.name, -1):
-                    wanted[kernel.name], ranks[kernel.name] = value, rank
+            for kernel, closeness in resolve(name, candidates, "regularizer").items():
+                if closeness > closest.get(kernel, 0):
+                    wanted[kernel], closest[kernel] = value, closeness
         return wanted
     if isinstance(regularizer, (str, keras.regularizers.Regularizer)):
         value = _as_regularizer(regularizer, "regularizer")
-        return {kernel.name: value for kernel in found}
+        return {kernel.name: value for kernel in candidates}
     if callable(regularizer) and not isinstance(regularizer, type):
         return {
             kernel.name: _as_regularizer(
@@ -118,7 +188,8 @@ def regularizers_by_kernel(regularizer, found):
                 f"regularizer(layer {kernel.layer.name!r})",
                 or_none=True,
             )
-            for kernel in found
+            for kernel in candidates
+            if not kernel.is_bare_gamma
         }
     expected = (
         "a keras.regularizers.Regularizer, such as WEISSI(0.01), a dict of them by "
@@ -127,13 +198,17 @@ def regularizers_by_kernel(regularizer, found):
     raise invalid("regularizer", expected, regularizer)
 
 
+def _path(chain):
+    return "/".join(clean(layer.name) for layer in chain)
+
+
 def _classes_in(layers):
     elements = tuple(_elements_of(layers))
     return elements if all(isinstance(c, type) for c in elements) else ()
 
 
 def _elements_of(layers):
-    # What a dict says of its keys would be lost.
+    # The values of a dict would be lost.
     is_one = isinstance(layers, (str, type, Mapping))
     if is_one or not isinstance(layers, Collection):
         return [layers]
@@ -141,35 +216,6 @@ def _elements_of(layers):
         return list(layers)
     except TypeError:  # an array of no dimension
         return []
-
-
-def _kernels_called(name, candidates, argument):
-    matches = [
-        kernel
-        for kernel in candidates
-        if kernel.name == name
-        or kernel.name.startswith(f"{name}/")
-        or any(name in (part, part.name) for part in (*kernel.parents, kernel.layer))
-    ]
-    if not matches:
-        known = {k.name for k in candidates} | {k.layer.name for k in candidates}
-        near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected names of layers that "
-            f"have a kernel, such as {near}. Received: {name!r}"
-        )
-    return matches
-
-
-def _specificity(name, kernel):
-    """Ranks what a name says of a kernel: the closer to the kernel, the higher."""
-    if name == kernel.name:
-        return len(kernel.parents) + 3
-    if name == kernel.layer.name:
-        return len(kernel.parents) + 2
-    if kernel.name.startswith(f"{name}/"):
-        return name.count("/") + 1
-    return 1 + [parent.name for parent in kernel.parents].index(name)
 
 
 def _as_regularizer(value, name, or_none=False):

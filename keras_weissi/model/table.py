@@ -45,16 +45,16 @@ class NormRow:
 
 def norm_table(
     model: keras.Model, print_fn: Callable[[str], object] | None = print
-) -> KernelTable[NormRow] | None:
-    """Prints the kernels of a model with their norms, as a table.
+) -> KernelTable[NormRow]:
+    """Prints the kernels of a model with their norms, as a table, and returns it.
 
     Args:
         model: A built `keras.Model`.
         print_fn: Function that takes the table as a string, as in `model.summary`.
-            `None` returns the table instead. Defaults to `print`.
+            `None` prints nothing. Defaults to `print`.
 
     Returns:
-        `None`, or with `print_fn=None` a `KernelTable` of `NormRow`.
+        `KernelTable` of `NormRow`.
 
     Raises:
         ValueError: If the model is not built.
@@ -111,7 +111,6 @@ def norm_table(
             f"; of the {sum(ours)} with WEISSI, which NormLogger watches: {part:.4f}"
         )
     table = KernelTable(rows, columns, caption)
-    if print_fn is None:
-        return table
-    print_fn(str(table))
-    return None
+    if print_fn is not None:
+        print_fn(str(table))
+    return table

@@ -8,14 +8,14 @@ from keras_weissi.symmetry.coefficients import (
 )
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.groups import KernelEdge, ScaleGroup, ScaleGroups
-from keras_weissi.symmetry.rescale import Rescaling, balance_scales, shift_scales
+from keras_weissi.symmetry.rescale import RescalingRow, balance_scales, shift_scales
 
 __all__ = [
     "CoefficientRow",
     "InvariantCoefficients",
     "KernelEdge",
     "KernelTable",
-    "Rescaling",
+    "RescalingRow",
     "ScaleGroup",
     "ScaleGroups",
     "balance_scales",

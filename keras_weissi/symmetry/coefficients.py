@@ -1,21 +1,18 @@
 """How much of the penalty each kernel has to bear for the sum to be invariant."""
 
-import collections
 import dataclasses
-from typing import Any
 
 import keras
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable, format_norm
 from keras_weissi._utils.validation import check_bool
-from keras_weissi.model.eligibility import why_left_out
+from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import kernels
+from keras_weissi.model.kernels import Kernel, kernels
 from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.groups import solver_edges, solver_nodes
 from keras_weissi.symmetry.solvers import GROUND, nearest_flow
-
-_LEFT_OUT = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +21,8 @@ class CoefficientRow:
 
     Attributes:
         name: str, the name of the kernel, or of the normalization with the gamma.
-        coefficient: float; 0 for one that is to be left out.
-        note: str, why.
+        coefficient: float; 0 for a kernel that bears no penalty.
+        note: str, why it bears none, or what else to know.
     """
 
     name: str
@@ -33,61 +30,45 @@ class CoefficientRow:
     note: str
 
 
-class InvariantCoefficients(dict[str, float]):
-    """Coefficients by the names of layers, as `invariant_coefficients` returns them.
-
-    Its items are what bears a penalty, by names that are unique in the model. It can be
-    asked by the name of any layer, of a kernel, or by a layer itself; of those to be
-    left out, the coefficient is 0. Prints as a table with a plain statement.
+@dataclasses.dataclass(frozen=True, repr=False)
+class InvariantCoefficients:
+    """What `invariant_coefficients` returns. Prints as a table and a statement.
 
     Attributes:
+        coefficients: dict from the names of kernels, and of normalizations with a
+            gamma, to floats: what bears a penalty, and how much.
         plain_is_invariant: bool, whether the sum of the log norms of the kernels,
             each with coefficient 1, is invariant on the model.
         statement: str, says so in words, with the reason.
-        table: `KernelTable` of `CoefficientRow`.
+        table: `KernelTable` of `CoefficientRow`, of all kernels.
     """
 
-    def __init__(
-        self,
-        coefficients: dict[str, float],
-        known: dict[str | int, set[float]],
-        layers: list[keras.Layer],
-        plain_is_invariant: bool,
-        statement: str,
-        table: KernelTable[CoefficientRow],
-    ) -> None:
-        super().__init__(coefficients)
-        self._known = known
-        # By their ids, which no other layer is given as long as they are held.
-        self._layers = layers
-        self.plain_is_invariant = plain_is_invariant
-        self.statement = statement
-        self.table = table
+    coefficients: dict[str, float]
+    plain_is_invariant: bool
+    statement: str
+    table: KernelTable[CoefficientRow]
 
-    def __getstate__(self):
-        # A copy cannot be asked by a layer: that may have been copied, too.
-        by_name = {k: v for k, v in self._known.items() if isinstance(k, str)}
-        return {**self.__dict__, "_known": by_name, "_layers": []}
-
-    def __getitem__(self, name: str | keras.Layer) -> float:
-        found = self._known.get(_key(name), set())
-        if len(found) == 1:
-            return next(iter(found))
-        if found:
-            raise KeyError(
-                f"several layers are called {name!r}: ask with the layer itself, as in "
-                "`coefficients[layer]`"
-            )
-        raise KeyError(f"no layer with a kernel is called {name!r}")
-
-    def get(self, name: str | keras.Layer, default: Any = None) -> Any:
-        """Returns what `[name]` does, or a default if no layer is called so."""
-        return self[name] if _key(name) in self._known else default
-
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.table}\n{self.statement}"
 
     __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one kernel bears of the invariant penalty.
+
+    Attributes:
+        kernel: `Kernel`.
+        coefficient: float, 0 if it bears none.
+        left_out: `LeftOut`, why it bears none, or `None`.
+        is_outside: bool, whether no scale can be shifted through its layer.
+    """
+
+    kernel: Kernel
+    coefficient: float
+    left_out: LeftOut | None
+    is_outside: bool = False
 
 
 def invariant_coefficients(
@@ -96,16 +77,15 @@ def invariant_coefficients(
     """Finds the coefficients with which a penalty on log norms is invariant.
 
     The sum `sum_l c_l * log(norm(W_l))` is invariant to shifts of scale if, and only
-    if, the coefficients of the kernels that lead into a tensor and of those that lead
-    out of it sum to the same, wherever the scale of the tensor is free. These are the
-    positive ones that are nearest to 1. In a chain of layers, and in a residual network
-    with identity shortcuts, all are 1; with projection shortcuts they are not.
+    if, at every tensor whose scale is free the coefficients of the kernels that lead
+    to it and of those that lead on from it have the same sum. These are the positive
+    ones nearest to 1. In a chain of layers, and in a residual network with identity
+    shortcuts, all are 1; with projection shortcuts they are not.
 
     The gamma of a normalization can take up the scale of the kernels behind it. Where
-    that makes the penalty on them vary, it gets a coefficient, too; `regularize` puts a
-    penalty on it if it is named. Kernels that `regularize` leaves out get none, and are
-    not among the items: `deregularize` takes an earlier `WEISSI` off them. All this
-    holds for norms above the `min_norm` of `WEISSI`.
+    that would change the penalty on them, the gamma gets a coefficient, too. Kernels
+    that `regularize` leaves out get none. All this holds for norms above the
+    `min_norm` of `WEISSI`.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
@@ -113,14 +93,12 @@ def invariant_coefficients(
             before a normalization layer bear a penalty. Defaults to `False`.
 
     Returns:
-        `InvariantCoefficients`, a dict from the names of layers to floats. Layers with
-        the same name in nested models go by the names of their kernels, such as
-        `"backbone/conv"`. It prints as a table, with a statement on whether `WEISSI`
-        is invariant on this model without it.
+        `InvariantCoefficients`. `regularize(model, WEISSI(...), invariant=True)` uses
+        them.
 
     Raises:
-        ValueError: If the model is not built, or a subclassed one, or an argument is
-            invalid.
+        ValueError: If the model is not built or is a subclassed one, or if an argument
+            is invalid.
 
     Example:
 
@@ -133,20 +111,42 @@ def invariant_coefficients(
     >>> x = keras.layers.Add()([x, shortcut])
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
     >>> c = invariant_coefficients(model)
-    >>> {name: round(value, 2) for name, value in c.items()}
+    >>> {name: round(value, 2) for name, value in c.coefficients.items()}
     {'stem': 1.2, 'residual': 0.6, 'projection': 0.6, 'logits': 1.2}
     >>> c.plain_is_invariant
     False
-    >>> report = regularize(model, {k: WEISSI(0.1 * v) for k, v in c.items()})
+    >>> report = regularize(model, WEISSI(0.1), invariant=True)
+    >>> [round(row.regularizer.log_norm, 2) for row in report]
+    [0.12, 0.06, 0.06, 0.12]
     """
     check_bool(include_normalized, "include_normalized")
+    shares, reasons = _find_shares(model, Graph(model), include_normalized)
+    bearing = [share for share in shares if share.left_out is None]
+    table = KernelTable(
+        [CoefficientRow(s.kernel.name, s.coefficient, _note(s)) for s in shares],
+        {"name": str, "coefficient": format_norm, "note": str},
+    )
+    return InvariantCoefficients(
+        {share.kernel.name: share.coefficient for share in bearing},
+        not reasons,
+        _statement(shares, bearing, reasons, include_normalized),
+        table,
+    )
+
+
+def shares_of_kernels(model, graph, include_normalized, replace):
+    """Lists the `Share` of every kernel; the arguments are those of `regularize`."""
+    return _find_shares(model, graph, include_normalized, replace)[0]
+
+
+def _find_shares(model, graph, include_normalized, replace=False):
+    """Returns a `Share` for each kernel, and why plain `WEISSI` is not invariant."""
     groups = scale_groups(model)
-    graph = Graph(model)
     edges = groups.edges
 
     def why(kernel):
         name = graph.normalization_of(kernel.layer, kernel.parents)
-        return why_left_out(kernel, name, include_normalized)
+        return why_left_out(kernel, name, include_normalized, replace)
 
     left_out = [why(edge.kernel) for edge in edges]
     chosen = np.array([why is None for why in left_out], bool)
@@ -155,74 +155,48 @@ def invariant_coefficients(
     if reasons:
         # A gamma that feeds something pinned can take up no scale.
         fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
-        count, sources, targets = groups.ends()
+        count, sources, targets = solver_edges(groups)
         flow = nearest_flow(count, sources, targets, plain | (chosen & fed))
     else:
         flow = plain.astype("float64")
-    rows = []
-    for edge, coefficient, reason in zip(edges, flow.tolist(), left_out, strict=True):
-        note = ""
-        if reason:
-            note = f"left out: {reason[0]}"
-        elif coefficient == _LEFT_OUT and not edge.is_gamma:
-            note = "left out: others that are left out can take up its scale"
-        elif coefficient == _LEFT_OUT:
-            note = "not needed: no kernel behind it bears a penalty"
-        if edge.is_gamma:
-            note = f"gamma; {note}" if note else "gamma"
-        rows.append((edge.kernel, CoefficientRow(edge.kernel.name, coefficient, note)))
+    shares = []
+    for edge, coefficient, why_not in zip(edges, flow.tolist(), left_out, strict=True):
+        if why_not is None and coefficient == 0.0:
+            why_not = LeftOut(
+                Reason.NOT_NEEDED if edge.is_gamma else Reason.OTHERS_TAKE_IT
+            )
+        shares.append(Share(edge.kernel, coefficient, why_not))
     known = {id(edge.kernel.variable) for edge in edges}
     for kernel in kernels(model, everything=True):
         if id(kernel.variable) not in known:
-            coefficient, note = 1.0, "its layer lets no scale pass"
-            if reason := why(kernel):
-                coefficient, note = _LEFT_OUT, f"left out: {reason[0]}"
-            rows.append((kernel, CoefficientRow(kernel.name, coefficient, note)))
-    bearing = [row for kernel, row in rows if row.coefficient != _LEFT_OUT]
-    gammas = [edge for edge, c in zip(edges, flow, strict=True) if edge.is_gamma and c]
-    statement = (
-        f"{len(bearing) - len(gammas)} of {len(rows) - sum(e.is_gamma for e in edges)} "
-        "kernels bear a penalty"
-    )
-    if bearing:
-        statement += f". {_statement(reasons, gammas, include_normalized)}"
-    else:
-        statement += ": there is nothing to make invariant. The notes above say why."
-    table = KernelTable(
-        [row for _, row in rows],
-        {"name": str, "coefficient": format_norm, "note": str},
-    )
-    by_name, known = _by_name(rows)
-    layers = [kernel.layer for kernel, _ in rows]
-    return InvariantCoefficients(by_name, known, layers, not reasons, statement, table)
+            why_not = why(kernel)
+            coefficient = 1.0 if why_not is None else 0.0
+            shares.append(Share(kernel, coefficient, why_not, is_outside=True))
+    return shares, reasons
 
 
-def _key(name):
-    return id(name) if isinstance(name, keras.Layer) else name
-
-
-def _by_name(rows):
-    """Returns a dict of what bears a penalty, and one of all that can be asked."""
-    layers = collections.defaultdict(set)
-    for kernel, _ in rows:
-        layers[kernel.layer.name].add(id(kernel.layer))
-    coefficients, known = {}, collections.defaultdict(set)
-    for kernel, row in rows:
-        name = kernel.layer.name
-        if row.coefficient != _LEFT_OUT:
-            is_unique = len(layers[name]) == 1
-            coefficients[name if is_unique else kernel.name] = row.coefficient
-        for key in (name, kernel.name, id(kernel.layer)):
-            known[key].add(row.coefficient)
-    return coefficients, dict(known)
+def _note(share):
+    notes = ["gamma"] if share.kernel.is_gamma else []
+    if share.left_out is not None:
+        is_needless = share.left_out.reason is Reason.NOT_NEEDED
+        notes.append(f"{'' if is_needless else 'left out: '}{share.left_out}")
+    elif share.is_outside:
+        notes.append("no scale can be shifted through its layer")
+    return "; ".join(notes)
 
 
 def _unbalanced(groups, chosen, plain):
-    """Lists the groups that as many plain kernels do not lead to as lead away from."""
-    _, sources, targets = groups.ends()
+    """Describes each group that plain kernels do not enter and leave in equal number.
+
+    Args:
+        groups: `ScaleGroups`.
+        chosen: bool array, one element an edge: those that may bear a penalty.
+        plain: bool array, likewise: those that do without coefficients.
+    """
+    _, sources, targets = solver_edges(groups)
     names = [repr(edge.kernel.name) for edge in groups.edges]
     reasons = []
-    for node, group in zip(groups.nodes(), groups.groups, strict=True):
+    for node, group in zip(solver_nodes(groups), groups.groups, strict=True):
         if node == GROUND:
             continue
         enters = (targets == node) & (sources != node)
@@ -246,26 +220,36 @@ def _unbalanced(groups, chosen, plain):
     return reasons
 
 
-def _statement(reasons, gammas, include_normalized):
+def _statement(shares, bearing, reasons, include_normalized):
     """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
-    if not reasons:
-        return "Plain WEISSI, with coefficient 1 on each kernel, is invariant."
+    gammas = [repr(share.kernel.name) for share in bearing if share.kernel.is_gamma]
     statement = (
-        "Plain WEISSI, with coefficient 1 on each kernel, is not invariant: "
+        f"{len(bearing) - len(gammas)} of {sum(not s.kernel.is_gamma for s in shares)} "
+        "kernels bear a penalty"
+    )
+    if not bearing:
+        return (
+            f"{statement}: there is nothing to make invariant. The notes above say why."
+        )
+    if not reasons:
+        return (
+            f"{statement}. Plain WEISSI, with coefficient 1 on each kernel, is "
+            "invariant."
+        )
+    statement += (
+        ". Plain WEISSI, with coefficient 1 on each kernel, is not invariant: "
         f"{reasons[0]}"
     )
     if reasons[1:]:
         statement += f" (and {len(reasons) - 1} more like it)"
     statement += ". With the coefficients above it is"
     if gammas:
-        names = _shortened([repr(gamma.kernel.name) for gamma in gammas])
-        statement += (
-            f", if the gammas ({names}) bear theirs, too: `regularize` takes them from "
-            "a dict by name, or with `layers=list(coefficients)`"
-        )
-    if include_normalized:
-        statement += "; give `regularize` the same `include_normalized=True`"
-    return f"{statement}."
+        statement += f", if the gammas ({_shortened(gammas)}) bear theirs, too"
+    arguments = "include_normalized=True, " if include_normalized else ""
+    return (
+        f"{statement}: `regularize(model, WEISSI(...), {arguments}invariant=True)` "
+        "does that."
+    )
 
 
 def _listed(names, indices):

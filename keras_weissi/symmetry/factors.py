@@ -5,32 +5,34 @@ import difflib
 import math
 
 from keras_weissi._utils.validation import as_number, invalid
+from keras_weissi.model.selection import resolve
 
 # How far from 1 a product of factors may be and still count as 1.
 TOLERANCE = 1e-12
 
 
-def factors_by_edge(factors, groups):
-    """Returns a dict from the numbers of edges to the factors asked for."""
+def factors_by_edge(factors, groups, candidates):
+    """Returns a dict from the numbers of edges to the factors asked for.
+
+    Args:
+        factors: What the user passes to `shift_scales`.
+        groups: `ScaleGroups`.
+        candidates: List of `Kernel`, as from `kernels_and_gammas`.
+    """
     if not isinstance(factors, dict):
         raise invalid("factors", "a dict from names of layers to floats", factors)
-    by_edge = {}
+    edge_of = {edge.kernel.name: i for i, edge in enumerate(groups.edges)}
+    by_edge: dict[int, float] = {}
     named_by: dict[int, str] = {}
     for name, factor in factors.items():
         number = as_number(factor)
         if number is None or not 0.0 < number < math.inf:
             raise invalid(f"factors[{name!r}]", "a finite float above 0", factor)
-        exact = [i for i, e in enumerate(groups.edges) if e.kernel.name == name]
-        matches = exact or [
-            i for i, e in enumerate(groups.edges) if e.kernel.layer.name == name
-        ]
+        kernels = resolve(name, candidates, "factors")
+        matches = [edge_of[kernel] for kernel in kernels if kernel in edge_of]
         layers = {id(groups.edges[i].kernel.layer) for i in matches}
-        if len(layers) != 1:
-            known = [edge.kernel.name for edge in groups.edges]
-            if matches:
-                near = [known[i] for i in matches]
-            else:
-                near = difflib.get_close_matches(str(name), known, n=3, cutoff=0)
+        if len(layers) != 1 or len(matches) < len(kernels):
+            near = difflib.get_close_matches(str(name), list(edge_of), n=3, cutoff=0)
             raise ValueError(
                 "Invalid value for argument `factors`. Expected the name of one layer "
                 "that `scale_groups(model)` lists among its kernels, such as one of "
@@ -51,7 +53,7 @@ def factors_by_edge(factors, groups):
 def group_scales(by_edge, groups):
     """Follows the factors from what is pinned to all groups; raises if they disagree.
 
-    Every free group lies on a way from something pinned to something pinned.
+    Every free group lies on a path from something pinned to something pinned.
 
     Returns:
         List of floats, the factors of the groups.
@@ -60,21 +62,21 @@ def group_scales(by_edge, groups):
     for i, edge in enumerate(groups.edges):
         leaving[edge.source].append((i, edge.target, by_edge.get(i, 1.0)))
     scales = {group.index: 1.0 for group in groups.pinned}
-    ways: dict[int, tuple[int, ...]] = {group.index: () for group in groups.pinned}
+    paths: dict[int, tuple[int, ...]] = {group.index: () for group in groups.pinned}
     queue = collections.deque(scales)
     while queue:
         here = queue.popleft()
         for i, there, factor in leaving[here]:
             if there not in scales:
                 scales[there] = scales[here] * factor
-                ways[there] = (*ways[here], i)
+                paths[there] = (*paths[here], i)
                 queue.append(there)
                 _check_scale(scales[there], groups.edges[i])
     for i, edge in enumerate(groups.edges):
         there = scales[edge.source] * by_edge.get(i, 1.0)
         _check_scale(there, edge)
         if abs(there / scales[edge.target] - 1.0) > TOLERANCE:
-            raise ValueError(_disagreement(groups, scales, ways, i, there))
+            raise ValueError(_disagreement(groups, scales, paths, i, there))
     return [scales[group.index] for group in groups.groups]
 
 
@@ -86,19 +88,19 @@ def _check_scale(scale, edge):
         )
 
 
-def _disagreement(groups, scales, ways, i, there):
-    def named(way):
-        return " and ".join(repr(groups.edges[i].kernel.name) for i in way)
+def _disagreement(groups, scales, paths, i, there):
+    def named(path):
+        return " and ".join(repr(groups.edges[i].kernel.name) for i in path)
 
     edge = groups.edges[i]
     target = groups.groups[edge.target]
-    way = named((*ways[edge.source], i))
+    path = named((*paths[edge.source], i))
     message = (
         "Invalid value for argument `factors`. Expected factors whose products agree "
-        f"wherever two ways through the model meet. Received: {there:.12g} by way of "
-        f"{way}, but {scales[edge.target]:.12g} "
+        f"wherever two paths through the model meet. Received: {there:.12g} along "
+        f"{path}, but {scales[edge.target]:.12g} "
     )
     if target.pins:
         name, reason = target.pins[0]
         return f"{message}is needed there, as {name!r} pins the scale: {reason}"
-    return f"{message}by way of {named(ways[edge.target])}"
+    return f"{message}along {named(paths[edge.target])}"

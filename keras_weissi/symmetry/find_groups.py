@@ -15,9 +15,10 @@ from keras_weissi.model.graph import (
     unwrapped,
 )
 from keras_weissi.model.homogeneity import Scaling, fixed, is_float, scaling_of
-from keras_weissi.model.kernels import gammas, kernels
+from keras_weissi.model.kernels import kernels_and_gammas
 from keras_weissi.model.walk import layers_of
 from keras_weissi.symmetry.groups import KernelEdge, ScaleGroup, ScaleGroups
+from keras_weissi.symmetry.relations import Call, Edge, Relations
 from keras_weissi.symmetry.solvers import GROUND, components, on_cycles
 
 
@@ -29,10 +30,10 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     computes what it did. Whatever is not known to be positively homogeneous pins the
     groups it touches, as do frozen layers and the inputs and outputs of the model.
 
-    What can not be seen is the code of custom layers and `Lambda`s: if they use the
-    weights of another layer, and not through an attribute or a variable of their
-    function, that layer counts as free. Nor can other models be seen: if they share
-    layers with this one, scaling it changes them.
+    The code of custom layers and `Lambda`s cannot be seen: if it uses the weights of
+    another layer, and not through an attribute or a variable of its function, that
+    layer counts as free. Nor can other models be seen: if they share layers with this
+    one, scaling it changes them.
 
     Args:
         model: A built Sequential or Functional `keras.Model`, nested ones included.
@@ -60,7 +61,6 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     [('x', 'an input of the model'), ('classes', 'softmax is not homogeneous')]
     """
     check_model(model)
-    layers = layers_of(model)
     graph = Graph(model)
     if graph.root is None and isinstance(model, keras.Sequential) and not model.built:
         raise ValueError(
@@ -74,209 +74,214 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
             "model: of any other, Keras does not know which layer feeds which. "
             f"Received: model={model.name!r} of class {type(model).__name__}"
         )
-    return _Finder(graph, layers).found(model)
+    return _groups_of(model, _collect_relations(model, graph))
 
 
-class _Finder:
-    """Collects what is tied, pinned and joined by kernels, tensor by tensor."""
+def _collect_relations(model, graph):
+    relations = Relations()
+    calls, entered = _collect_calls(relations, graph)
+    layers = layers_of(model)
+    holders = _holders(layers, calls)
+    owned = {id(layer) for layer in layers}
+    by_layer = collections.defaultdict(list)
+    for call in calls:
+        by_layer[id(call.layer)].append(call)
+    for calls_of_layer in by_layer.values():
+        _collect_layer(relations, calls_of_layer, holders, owned)
+    _pin_ends(relations, graph, entered)
+    return relations
 
-    def __init__(self, graph, layers):
-        self._numbers = {}
-        self._labels: list = []
-        self._ties = []
-        self._pins = []
-        self._edges = []
-        self._place = {id(layer): i for i, layer in enumerate(layers)}
-        self._holders = _holders(layers)
-        calls = collections.defaultdict(list)
-        called = {id(graph.root)}
-        prefixes: dict[int, str] = collections.defaultdict(str)
-        for function in graph.functions:
-            for node in nodes_of(function):
-                inputs = self._numbered(function, node.input_tensors)
-                outputs = self._numbered(function, node.output_tensors)
-                layer = unwrapped(node.operation)
-                inner = inner_function(layer)
-                name = prefixes[id(function)] + node.operation.name
-                self._pin_penalized(node, outputs)
-                for output in outputs:
-                    self._labels[output] = None if inner else name
-                if inner is not None:
-                    prefixes[id(inner)] = f"{name}/"
-                    called.add(id(inner))
-                    self._enter(node, inner, inputs, outputs)
-                    continue
-                for variable in mentioned(node):
-                    self._holders[id(variable)].append(node.operation)
-                if isinstance(layer, keras.layers.InputLayer):
-                    if function is not graph.root:
-                        self._labels[outputs[0]] = None
-                else:
-                    calls[id(layer)].append((layer, node, inputs, outputs))
-        for calls_of_layer in calls.values():
-            self._add_layer(calls_of_layer)
-        for function in graph.functions:
-            if function is graph.root:
-                why = "an {} of the model"
-            elif id(function) not in called:
-                why = "an {} of a model that a layer calls as it likes"
-            else:
-                continue
-            for tensors, kind in (
-                (function.inputs, "input"),
-                (function.outputs, "output"),
-            ):
-                for number in self._numbered(function, tensors):
-                    label = self._labels[number] or function.name
-                    self._pins.append((number, label, why.format(kind)))
 
-    def found(self, model):
-        """Returns the `ScaleGroups`."""
-        everything = (*kernels(model, everything=True), *gammas(model))
-        by_variable = {id(kernel.variable): kernel for kernel in everything}
-        # In the order of the layers, as everywhere else.
-        self._edges.sort(key=lambda e: self._place[id(by_variable[id(e[0])].layer)])
-        group_of = self._group_of()
-        count = max(group_of) + 1
-        pins: list[dict] = [{} for _ in range(count)]
-        for number, name, reason in self._pins:
-            pins[group_of[number]][name, reason] = None
-        self._pin_dead_ends(group_of, pins)
-        labels: list[dict] = [{} for _ in range(count)]
-        for number, label in enumerate(self._labels):
-            if label is not None:
-                labels[group_of[number]][label] = None
-        groups = [
-            ScaleGroup(index, tuple(labels[index]), tuple(pins[index]))
-            for index in range(count)
-        ]
-        edges = [
-            KernelEdge(
-                by_variable[id(variable)],
-                shifts,
-                group_of[source],
-                group_of[target],
-                is_gamma,
+def _collect_calls(relations, graph):
+    """Numbers all tensors and ties those of nested models to those around them.
+
+    Returns:
+        Pair of a list of `Call`, those of layers, and of a set of the ids of the
+        functions that are called.
+    """
+    calls, entered = [], {id(graph.root)}
+    prefixes: dict[int, str] = collections.defaultdict(str)
+    for function in graph.functions:
+        for node in nodes_of(function):
+            call = Call(
+                unwrapped(node.operation),
+                node,
+                relations.numbers_of(function, node.input_tensors),
+                relations.numbers_of(function, node.output_tensors),
             )
-            for variable, shifts, source, target, is_gamma in self._edges
-        ]
-        return ScaleGroups(groups, edges)
-
-    def _group_of(self):
-        """Numbers the groups as they come up from kernel to kernel, then the others."""
-        component = components(len(self._labels), self._ties, "weak").tolist()
-        ends = [end for _, _, *pair, _ in self._edges for end in pair]
-        in_order = dict.fromkeys(component[end] for end in ends)
-        in_order.update(dict.fromkeys(component))
-        group = {label: i for i, label in enumerate(in_order)}
-        return [group[label] for label in component]
-
-    def _numbered(self, function, tensors):
-        # The same tensor may be part of two functions, with a different value in each.
-        numbers = []
-        for tensor in tensors:
-            key = id(function), id(tensor)
-            if key not in self._numbers:
-                self._numbers[key] = self._new_tensor(None)
-            numbers.append(self._numbers[key])
-        return numbers
-
-    def _new_tensor(self, label):
-        self._labels.append(label)
-        return len(self._labels) - 1
-
-    def _pin(self, numbers, name, reason):
-        self._pins += [(number, name, reason) for number in numbers]
-
-    def _pin_penalized(self, node, outputs):
-        """Pins outputs that go into the loss by themselves."""
-        for layer in {node.operation, unwrapped(node.operation)}:
-            if getattr(layer, "activity_regularizer", None) is not None:
-                self._pin(outputs, layer.name, "it has an activity_regularizer")
-
-    def _enter(self, node, inner, inputs, outputs):
-        entries = entries_of(node, inner)
-        inner_inputs = self._numbered(inner, inner.inputs)
-        inner_outputs = self._numbered(inner, inner.outputs)
-        reason = ""
-        if entries is None or len(outputs) != len(inner_outputs):
-            reason = "it is not clear which argument becomes which of its inputs"
-        elif not all(is_float(x.dtype) for pair in entries for x in pair):
-            reason = "it takes integers"
-        if reason:
-            for numbers in (inputs, outputs, inner_inputs, inner_outputs):
-                self._pin(numbers, node.operation.name, reason)
-            return
-        self._ties += zip(inputs, inner_inputs, strict=True)
-        self._ties += zip(outputs, inner_outputs, strict=True)
-
-    def _add_layer(self, calls):
-        layer = calls[0][0]
-        scalings = [scaling_of(layer, node) for _, node, _, _ in calls]
-        if any(scaling.kernels for scaling in scalings):
-            # There is one set of weights for all calls.
-            refusals = [s.fixed_outputs for s in scalings if not s.kernels]
-            shared = self._sharer(layer, scalings)
-            if shared is not None:
-                refusals.append(f"it shares a weight with {shared}")
-            if id(layer) not in self._place:
-                refusals.append("it is in a keras.Function, which is no layer")
-            if refusals:
-                scalings = [fixed(refusals[0])] * len(calls)
-            else:
-                self._add_kernels(layer, scalings[0], calls)
-        for scaling, (_, _, inputs, outputs) in zip(scalings, calls, strict=True):
-            if scaling.fixed_inputs:
-                self._pin(inputs, layer.name, scaling.fixed_inputs)
-            if scaling.fixed_outputs:
-                self._pin(outputs, layer.name, scaling.fixed_outputs)
-            if scaling == Scaling():
-                tied = [*inputs, *outputs]
-                self._ties += [(tied[0], other) for other in tied[1:]]
-
-    def _add_kernels(self, layer, scaling, calls):
-        _, _, (source,), (target,) = calls[0]
-        for _, _, (other_source,), (other_target,) in calls[1:]:
-            self._ties += [(source, other_source), (target, other_target)]
-        between = [
-            self._new_tensor(f"inside {layer.name}") for _ in scaling.kernels[1:]
-        ]
-        ends = [source, *between, target]
-        is_gamma = bool(scaling.fixed_inputs)
-        for i, kernel in enumerate(scaling.kernels):
-            is_last = i + 1 == len(scaling.kernels)
-            shifts = scaling.shifts if is_last else ()
-            self._edges.append((kernel, shifts, ends[i], ends[i + 1], is_gamma))
-
-    def _sharer(self, layer, scalings):
-        for scaling in scalings:
-            for variable in (*scaling.kernels, *scaling.shifts):
-                for holder in self._holders[id(variable)]:
-                    if holder is not layer:
-                        return holder.name
-        return None
-
-    def _pin_dead_ends(self, group_of, pins):
-        """Pins the groups whose factor would be a matter of taste.
-
-        What is computed and not used, by a second output of a nested model for one,
-        has no kernel behind it that could take up the factor.
-        """
-        node = np.array([GROUND if pin else i + 1 for i, pin in enumerate(pins)])
-        ends = [(group_of[s], group_of[t]) for _, _, s, t, _ in self._edges]
-        sources, targets = node[np.array(ends, "int64").reshape(-1, 2)].T
-        everything = np.full(len(ends), True)
-        _, is_used = on_cycles(len(pins) + 1, sources, targets, everything)
-        for index, pin in enumerate(pins):
-            if node[index] != GROUND and not is_used[node[index]]:
-                pin["the model", "it does not use what is computed here"] = None
+            name = prefixes[id(function)] + node.operation.name
+            inner = inner_function(call.layer)
+            is_input = isinstance(call.layer, keras.layers.InputLayer)
+            is_shown = inner is None and (not is_input or function is graph.root)
+            for output in call.outputs:
+                relations.labels[output] = name if is_shown else None
+            _pin_penalized(relations, call)
+            if inner is not None:
+                prefixes[id(inner)] = f"{name}/"
+                entered.add(id(inner))
+                _enter(relations, call, inner)
+            elif not is_input:
+                calls.append(call)
+    return calls, entered
 
 
-def _holders(layers):
-    """Lists the layers that hold a weight, but for those that just call other ones."""
+def _pin_penalized(relations, call):
+    """Pins outputs that go into the loss by themselves."""
+    for layer in {call.node.operation, call.layer}:
+        if getattr(layer, "activity_regularizer", None) is not None:
+            relations.pin(call.outputs, layer.name, "it has an activity_regularizer")
+
+
+def _enter(relations, call, inner):
+    """Ties the tensors around a nested model to those inside."""
+    entries = entries_of(call.node, inner)
+    inner_inputs = relations.numbers_of(inner, inner.inputs)
+    inner_outputs = relations.numbers_of(inner, inner.outputs)
+    reason = ""
+    if entries is None or len(call.outputs) != len(inner_outputs):
+        reason = "it is not clear which argument becomes which of its inputs"
+    elif not all(is_float(x.dtype) for pair in entries for x in pair):
+        reason = "it takes integers"
+    if reason:
+        for tensors in (call.inputs, call.outputs, inner_inputs, inner_outputs):
+            relations.pin(tensors, call.node.operation.name, reason)
+        return
+    relations.ties += zip(call.inputs, inner_inputs, strict=True)
+    relations.ties += zip(call.outputs, inner_outputs, strict=True)
+
+
+def _holders(layers, calls):
+    """Lists for each weight, by its id, the layers that hold or use it."""
     holders = collections.defaultdict(list)
     for layer in layers:
+        # Those that just call other layers hold nothing of their own.
         if inner_function(layer) is None and unwrapped(layer) is layer:
             for variable in layer.weights:
                 holders[id(variable)].append(layer)
+    for call in calls:
+        for variable in mentioned(call.node):
+            holders[id(variable)].append(call.node.operation)
     return holders
+
+
+def _collect_layer(relations, calls, holders, owned):
+    """Adds what a layer ties, pins and joins by its kernels, over all its calls."""
+    layer = calls[0].layer
+    scalings = [scaling_of(layer, call.node) for call in calls]
+    if any(scaling.kernels for scaling in scalings):
+        reason = _why_pinned(layer, scalings, holders, owned)
+        if reason:
+            scalings = [fixed(reason)] * len(calls)
+        else:
+            _collect_kernels(relations, scalings[0], calls)
+    for scaling, call in zip(scalings, calls, strict=True):
+        if scaling.fixed_inputs:
+            relations.pin(call.inputs, layer.name, scaling.fixed_inputs)
+        if scaling.fixed_outputs:
+            relations.pin(call.outputs, layer.name, scaling.fixed_outputs)
+        if scaling == Scaling():
+            tied = [*call.inputs, *call.outputs]
+            relations.ties += [(tied[0], other) for other in tied[1:]]
+
+
+def _why_pinned(layer, scalings, holders, owned):
+    """Tells why the kernels of a layer cannot be scaled; "" if they can.
+
+    All calls use the same weights, so that one call that fixes them fixes all.
+    """
+    for scaling in scalings:
+        if not scaling.kernels:
+            return scaling.fixed_outputs
+    for scaling in scalings:
+        for variable in (*scaling.kernels, *scaling.shifts):
+            for holder in holders[id(variable)]:
+                if holder is not layer:
+                    return f"it shares a weight with {holder.name}"
+    if id(layer) not in owned:
+        return "it is in a keras.Function, which is no layer"
+    return ""
+
+
+def _collect_kernels(relations, scaling, calls):
+    (source,), (target,) = calls[0].inputs, calls[0].outputs
+    for call in calls[1:]:
+        relations.ties += [(source, call.inputs[0]), (target, call.outputs[0])]
+    label = f"inside {calls[0].layer.name}"
+    between = [relations.new_tensor(label) for _ in scaling.kernels[1:]]
+    ends = [source, *between, target]
+    for i, kernel in enumerate(scaling.kernels):
+        shifts = scaling.shifts if kernel is scaling.kernels[-1] else ()
+        relations.edges.append(Edge(kernel, shifts, ends[i], ends[i + 1]))
+
+
+def _pin_ends(relations, graph, entered):
+    """Pins the inputs and outputs of the model, and of models called out of sight."""
+    for function in graph.functions:
+        if function is graph.root:
+            where = "of the model"
+        elif id(function) not in entered:
+            where = "of a model that a layer calls as it likes"
+        else:
+            continue
+        for kind, tensors in (("input", function.inputs), ("output", function.outputs)):
+            for number in relations.numbers_of(function, tensors):
+                layer = relations.labels[number] or function.name
+                relations.pin([number], layer, f"an {kind} {where}")
+
+
+def _groups_of(model, relations):
+    """Joins tied tensors into groups, and returns the `ScaleGroups`."""
+    found = {id(kernel.variable): kernel for kernel in kernels_and_gammas(model)}
+    # In the order of the layers, as everywhere else.
+    order = {key: place for place, key in enumerate(found)}
+    relations.edges.sort(key=lambda edge: order[id(edge.variable)])
+    group_of = _number_groups(relations)
+    count = max(group_of) + 1
+    pins: list[dict] = [{} for _ in range(count)]
+    for pin in relations.pins:
+        pins[group_of[pin.tensor]][pin.layer, pin.reason] = None
+    _pin_dead_ends(relations, group_of, pins)
+    labels: list[dict] = [{} for _ in range(count)]
+    for group, label in zip(group_of, relations.labels, strict=True):
+        if label is not None:
+            labels[group][label] = None
+    return ScaleGroups(
+        [ScaleGroup(i, tuple(labels[i]), tuple(pins[i])) for i in range(count)],
+        [
+            KernelEdge(
+                found[id(edge.variable)],
+                edge.shifts,
+                group_of[edge.source],
+                group_of[edge.target],
+            )
+            for edge in relations.edges
+        ],
+    )
+
+
+def _number_groups(relations):
+    """Numbers the groups as they come up from kernel to kernel, then the others."""
+    component = components(len(relations.labels), relations.ties, "weak").tolist()
+    in_order: dict[int, int] = {}
+    for edge in relations.edges:
+        for end in (edge.source, edge.target):
+            in_order.setdefault(component[end], len(in_order))
+    for label in component:
+        in_order.setdefault(label, len(in_order))
+    return [in_order[label] for label in component]
+
+
+def _pin_dead_ends(relations, group_of, pins):
+    """Pins the groups whose factor would be arbitrary.
+
+    What is computed and not used, by a second output of a nested model for example,
+    has no kernel behind it that could take up the factor.
+    """
+    node = np.array([GROUND if pin else i + 1 for i, pin in enumerate(pins)])
+    ends = [(group_of[edge.source], group_of[edge.target]) for edge in relations.edges]
+    sources, targets = node[np.array(ends, "int64").reshape(-1, 2)].T
+    everything = np.full(len(ends), True)
+    _, is_used = on_cycles(len(pins) + 1, sources, targets, everything)
+    for index, pin in enumerate(pins):
+        if node[index] != GROUND and not is_used[node[index]]:
+            pin["the model", "it does not use what is computed here"] = None

@@ -2,7 +2,7 @@
 
 Every tensor gets a factor; layers tie the factors of their inputs and outputs, or pin
 them to 1, or carry one to the other by a kernel. Tensors that are tied make up a group,
-and the kernels are the edges between the groups. `grouping` finds them.
+and the kernels are the edges between the groups.
 """
 
 import dataclasses
@@ -44,20 +44,24 @@ class KernelEdge:
     multiplied by `t / s`, and what the layer adds to its output by `t`.
 
     Attributes:
-        kernel: `keras_weissi.norms.Kernel`.
+        kernel: `keras_weissi.model.Kernel`.
         shifts: tuple of `keras.Variable`: the bias, or the beta.
         source: int, the index of the group that the layer takes.
         target: int, the index of the group that it returns.
-        is_gamma: bool, whether it is the gamma of a normalization.
     """
 
     kernel: Kernel
     shifts: tuple[keras.Variable, ...]
     source: int
     target: int
-    is_gamma: bool
+
+    @property
+    def is_gamma(self) -> bool:
+        """Whether it is the gamma of a normalization."""
+        return self.kernel.is_gamma
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class ScaleGroups:
     """The scale groups of a model, as `scale_groups` returns them. Prints as tables.
 
@@ -66,9 +70,8 @@ class ScaleGroups:
         edges: list of `KernelEdge`.
     """
 
-    def __init__(self, groups: list[ScaleGroup], edges: list[KernelEdge]) -> None:
-        self.groups = groups
-        self.edges = edges
+    groups: list[ScaleGroup]
+    edges: list[KernelEdge]
 
     @property
     def free(self) -> list[ScaleGroup]:
@@ -79,26 +82,6 @@ class ScaleGroups:
     def pinned(self) -> list[ScaleGroup]:
         """The groups whose factor is 1."""
         return [group for group in self.groups if not group.free]
-
-    def nodes(self) -> list[int]:
-        """Returns the number of each group's node: free ones from 1 on, pinned ones 0.
-
-        So all that is pinned is one node, `GROUND` of `solve`.
-        """
-        free = itertools.count(GROUND + 1)
-        return [next(free) if group.free else GROUND for group in self.groups]
-
-    def ends(self) -> tuple[int, np.ndarray, np.ndarray]:
-        """Returns the edges between the nodes.
-
-        Returns:
-            Tuple of the number of nodes and of two int arrays, the nodes that the edges
-            come from, and those that they lead to.
-        """
-        nodes = self.nodes()
-        sources = np.array([nodes[edge.source] for edge in self.edges], "int64")
-        targets = np.array([nodes[edge.target] for edge in self.edges], "int64")
-        return max(nodes, default=GROUND) + 1, sources, targets
 
     def __str__(self):
         rows = [
@@ -161,3 +144,25 @@ def _shortened(names):
     if len(names) <= 4:
         return ", ".join(names)
     return f"{', '.join(names[:2])}, … {names[-1]} ({len(names)} in all)"
+
+
+def solver_nodes(groups):
+    """Returns the node of each group in the graph of `solvers`.
+
+    Free groups have numbers from 1 on; all that is pinned is one node, `GROUND`.
+    """
+    free = itertools.count(GROUND + 1)
+    return [next(free) if group.free else GROUND for group in groups.groups]
+
+
+def solver_edges(groups):
+    """Returns the edges between the nodes, as the functions of `solvers` take them.
+
+    Returns:
+        Tuple of the number of nodes and of two int arrays, the nodes that the edges
+        come from, and those that they lead to.
+    """
+    nodes = solver_nodes(groups)
+    sources = np.array([nodes[edge.source] for edge in groups.edges], "int64")
+    targets = np.array([nodes[edge.target] for edge in groups.edges], "int64")
+    return max(nodes, default=GROUND) + 1, sources, targets

@@ -11,16 +11,17 @@ import ml_dtypes
 import numpy as np
 
 from keras_weissi._utils.tables import Columns, KernelTable, format_norm, format_shape
-from keras_weissi.model.kernels import host_norm, kernels
+from keras_weissi.model.kernels import host_norm, kernels, kernels_and_gammas
 from keras_weissi.symmetry.apply_factors import rescale
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.groups import solver_edges, solver_nodes
 from keras_weissi.symmetry.optimizer_state import optimizer_of
 from keras_weissi.symmetry.solvers import GROUND, balanced_log_scales
 
 
 @dataclasses.dataclass(frozen=True)
-class Rescaling:
+class RescalingRow:
     """One row of the report of `shift_scales` and `balance_scales`.
 
     Attributes:
@@ -44,7 +45,7 @@ def shift_scales(
     model: keras.Model,
     factors: dict[str, float],
     optimizer: bool | keras.optimizers.Optimizer = True,
-) -> KernelTable[Rescaling]:
+) -> KernelTable[RescalingRow]:
     """Multiplies kernels by factors that leave what the model computes as it is.
 
     With `s` and `t` the products of the factors along the way from the input to the
@@ -65,7 +66,7 @@ def shift_scales(
             compiled with, see `balance_scales`; or the optimizer. Defaults to `True`.
 
     Returns:
-        `KernelTable` of `Rescaling`. It prints as a table.
+        `KernelTable` of `RescalingRow`. It prints as a table.
 
     Raises:
         ValueError: If a product is not 1 where it has to be (to within 1e-12), a name
@@ -90,14 +91,14 @@ def shift_scales(
       factor of a bias is that of its own layer; it is the product up to it.
     """
     groups = scale_groups(model)
-    by_edge = factors_by_edge(factors, groups)
+    by_edge = factors_by_edge(factors, groups, kernels_and_gammas(model))
     scales = group_scales(by_edge, groups)
     return _apply(model, groups, by_edge, scales, {}, optimizer)
 
 
 def balance_scales(
     model: keras.Model, optimizer: bool | keras.optimizers.Optimizer = True
-) -> KernelTable[Rescaling]:
+) -> KernelTable[RescalingRow]:
     """Shifts scale between the layers until the norms are the least, all in all.
 
     Minimises `sum_l norm(W_l) ** 2` over all shifts that leave what the model computes
@@ -118,7 +119,7 @@ def balance_scales(
             Defaults to `True`.
 
     Returns:
-        `KernelTable` of `Rescaling`, with a row for each kernel. It prints as a table.
+        `KernelTable` of `RescalingRow`, one a kernel. It prints as a table.
 
     Raises:
         ValueError: If the model is a subclassed one, a norm is not finite, or it is not
@@ -156,7 +157,7 @@ def balance(model, groups, optimizer=True):
                 "Invalid value for argument `model`. Expected kernels of finite norm. "
                 f"Received: model={model.name!r}, {edge.kernel.name!r} of norm {norm}"
             )
-    count, sources, targets = groups.ends()
+    count, sources, targets = solver_edges(groups)
     with np.errstate(divide="ignore"):
         log_norms = np.log(np.array(norms))
     logs, held = balanced_log_scales(count, sources, targets, log_norms)
@@ -169,7 +170,7 @@ def balance(model, groups, optimizer=True):
     with np.errstate(over="ignore", under="ignore"):
         by_edge = dict(enumerate(np.exp(changes).tolist()))
         factors = np.exp(logs).tolist()
-    scales = [factors[node] for node in groups.nodes()]
+    scales = [factors[node] for node in solver_nodes(groups)]
     notes = {}
     for i in range(len(groups.edges)):
         if norms[i] == 0.0:
@@ -206,7 +207,7 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
     for i, edge in enumerate(groups.edges):
         variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)
         remarks = ("gamma" if edge.is_gamma else "", notes.get(i, ""))
-        rows[id(variable)] = Rescaling(
+        rows[id(variable)] = RescalingRow(
             edge.kernel.name,
             tuple(variable.shape),
             norms[i],
@@ -218,8 +219,8 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
         if id(kernel.variable) not in rows:
             norm = host_norm(kernel.variable)
             shape = tuple(kernel.variable.shape)
-            note = "its layer lets no scale pass"
-            row = Rescaling(kernel.name, shape, norm, norm, 1.0, note)
+            note = "no scale can be shifted through its layer"
+            row = RescalingRow(kernel.name, shape, norm, norm, 1.0, note)
             rows[id(kernel.variable)] = row
     before, after = (
         sum(getattr(row, name) ** 2 for row in rows.values())

@@ -6,7 +6,7 @@ from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, regularize, scale_groups
 from keras_weissi.callbacks.norm_reader import make_norm_reader
-from keras_weissi.model.kernels import host_pieces, kernels
+from keras_weissi.model.kernels import host_pieces, kernels, kernels_and_gammas
 from keras_weissi.model.table import norm_table
 
 
@@ -107,6 +107,57 @@ def test_names_in_a_subclassed_model_are_unique_and_safe_in_file_names():
     assert found == ["kernel", "mix", "same", "same_1", "a_b_c_"]
     values = {f"norm/{name}": 1.0 for name in found}
     assert "{norm/a_b_c_:.1f}".format(**values) == "1.0"
+
+
+class Custom(layers.Layer):
+    def __init__(self, mix=None, kernel=None, **kwargs):
+        super().__init__(**kwargs)
+        self.mix, self.kernel_ = mix, kernel
+
+    def build(self, shape):
+        self.add_weight(shape=(4,), name="offset", initializer="ones")
+        self.add_weight(shape=(4, 4), name="mix", regularizer=self.mix)
+        if self.kernel_:
+            self.add_weight(shape=(4, 4), name="kernel", regularizer=self.kernel_)
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_kernel_has_one_name_whatever_acts_on_it(everything):
+    def named(*stack):
+        model = keras.Sequential([keras.Input((4,)), *stack])
+        return [kernel.name for kernel in kernels(model, everything)]
+
+    weissi = WEISSI()
+    assert named(layers.Dense(4, name="d")) == ["d"]
+    with_bias = layers.Dense(4, name="d", bias_regularizer=weissi)
+    assert named(with_bias) == ["d", "d/bias"]
+    assert named(Custom(weissi, name="c")) == ["c"]
+    assert named(Custom(None, "l2", name="c")) == ["c"]
+    assert named(Custom(weissi, "l2", name="c")) == ["c/mix", "c"]
+    lora = layers.Dense(4, name="d", kernel_regularizer=weissi)
+    model = keras.Sequential([keras.Input((4,)), lora])
+    lora.enable_lora(2)
+    assert names(model) == ["d"]
+
+
+def test_gammas_are_named_with_the_kernels():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(4, name="same"),
+            layers.BatchNormalization(name="bn"),
+            keras.Sequential([layers.BatchNormalization(name="bn")], name="inner"),
+        ]
+    )
+    found = {kernel.name: kernel for kernel in kernels_and_gammas(model)}
+    assert list(found) == ["same", "bn", "inner/bn"]
+    assert [kernel.is_gamma for kernel in found.values()] == [False, True, True]
+    found["bn"].variable.regularizer = WEISSI()
+    assert not found["bn"].is_bare_gamma and found["inner/bn"].is_bare_gamma
+    assert [kernel.name for kernel in kernels_and_gammas(model)] == list(found)
 
 
 def test_an_embedding_counts_only_with_the_regularizer():
@@ -215,10 +266,12 @@ def test_norm_table_prints_and_returns():
         ]
     )
     printed = []
-    assert norm_table(model, print_fn=printed.append) is None
+    table = norm_table(model, print_fn=printed.append)
     (text,) = printed
+    assert text == str(table)
     assert "log norm product: 2.0794" in text and "L2(l2=0.01)" in text and "bn" in text
     rows = norm_table(model, print_fn=None)
+    assert rows == table and len(printed) == 1
     assert [(row.name, row.norm, row.normalized) for row in rows] == [
         ("a", 4.0, "bn"),
         ("b", 2.0, ""),

@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_weissi import WEISSI
-from keras_weissi.model.kernels import kernels
+from keras_weissi import WEISSI, deregularize, regularize, scale_groups
+from keras_weissi.model.kernels import kernels, kernels_and_gammas
 from keras_weissi.model.selection import names_in, select_kernels, validate_selection
+from keras_weissi.symmetry.factors import factors_by_edge
 
 
 @pytest.fixture
@@ -45,6 +46,81 @@ def test_names_reach_into_nested_models(model):
     assert selected(model, "inner") == ["inner/a", "inner/b"]
     assert selected(model, "inner/b") == ["inner/b"]
     assert selected(model, "b") == ["inner/b"]
+
+
+def block(name, *kinds):
+    return keras.Sequential([keras.Input((4,)), *kinds], name=name)
+
+
+def dense(name):
+    return layers.Dense(4, "relu", name=name)
+
+
+@pytest.fixture
+def ambiguous():
+    """Names that stand for a kernel here, and for another layer there."""
+    return block(
+        "model",
+        block("a", dense("b"), dense("d"), layers.BatchNormalization(name="bn")),
+        block("c", dense("a"), dense("d"), dense("one")),
+        layers.BatchNormalization(name="c_bn"),
+        dense("b"),
+        dense("last"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("b", ["b"]),  # not "a/b"
+        ("a", ["a/b", "a/d"]),  # the nested model, not "c/a"
+        ("c/a", ["c/a"]),
+        ("one", ["c/one"]),
+        ("c", ["c/a", "c/d", "c/one"]),
+        ("bn", ["a/bn"]),
+        ("a/bn", ["a/bn"]),
+        ("c_bn", ["c_bn"]),
+        ("d", None),  # "a/d" or "c/d"
+        ("e", None),
+    ],
+)
+def test_a_name_means_the_same_to_every_function(ambiguous, name, expected):
+    def regularized(*args, **kwargs):
+        try:
+            report = regularize(ambiguous, *args, include_normalized=True, **kwargs)
+            return [row.name for row in report if row.changed]
+        except ValueError as error:
+            assert f"Received: {name!r}" in str(error)
+            assert name != "d" or "['a/d', 'c/d']" in str(error)
+            return None
+        finally:
+            deregularize(ambiguous)
+
+    def shifted():
+        groups = scale_groups(ambiguous)
+        candidates = kernels_and_gammas(ambiguous)
+        try:
+            found = factors_by_edge({name: 2.0}, groups, candidates)
+        except ValueError as error:
+            assert f"Received: {name!r}" in str(error)
+            return None
+        return [groups.edges[i].kernel.name for i in sorted(found)]
+
+    weissi = WEISSI()
+    assert regularized({name: weissi}) == expected
+    assert regularized(weissi, layers=name) == expected
+    if name not in ("a", "c"):  # a nested model has no factor of its own
+        assert shifted() == expected
+
+
+def test_a_layer_stands_for_itself(ambiguous):
+    for layer, expected in (
+        (ambiguous.layers[0], ["a/b", "a/d"]),
+        (ambiguous.layers[1].layers[0], ["c/a"]),
+        (ambiguous.layers[0].layers[-1], ["a/bn"]),
+    ):
+        found = select_kernels(kernels_and_gammas(ambiguous), layer)
+        assert [kernel.name for kernel in found] == expected
 
 
 def test_what_matches_nothing_is_an_error(model):

@@ -1,0 +1,205 @@
+"""Decides what becomes of each kernel when a regularizer is put on a model."""
+
+import dataclasses
+import functools
+
+import keras
+
+from keras_weissi._utils.tables import format_regularizer
+from keras_weissi._utils.validation import invalid
+from keras_weissi.attach.saved_config import (
+    attention_around,
+    keeps_layers,
+    lost_by,
+    places_of,
+)
+from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
+from keras_weissi.model.graph import Graph
+from keras_weissi.model.kernels import Kernel, kernels_and_gammas
+from keras_weissi.model.selection import (
+    regularizers_by_kernel,
+    select_kernels,
+    validate_selection,
+)
+from keras_weissi.regularizers import WEISSI
+from keras_weissi.symmetry.coefficients import shares_of_kernels
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What is to become of one kernel.
+
+    Attributes:
+        kernel: `Kernel`.
+        regularizer: what acts on it afterwards, or `None`.
+        is_change: bool, whether it is put there, or one is taken off.
+        left_out: `LeftOut`, why the kernel does not get one, or `None`.
+        is_refused: bool, whether the call asked for it nevertheless.
+        coefficient: float, of the kernel in the invariant penalty, or `None`.
+        normalization: what `Graph.normalization_of` says of a kernel that changes.
+        places: tuple of pairs of a layer and an attribute that keep the regularizer.
+        lost_by: the `keras.Layer` that does not save it, or `None`.
+    """
+
+    kernel: Kernel
+    regularizer: keras.regularizers.Regularizer | None
+    is_change: bool = False
+    left_out: LeftOut | None = None
+    is_refused: bool = False
+    coefficient: float | None = None
+    normalization: str | None = None
+    places: tuple[tuple[keras.Layer, str], ...] = ()
+    lost_by: keras.Layer | None = None
+
+
+def decide(model, regularizer, layers, include_normalized, replace):
+    """Returns a `Decision` for each kernel, and for each gamma that is named.
+
+    The arguments are those of `regularize`.
+    """
+    found = kernels_and_gammas(model)
+    graph = Graph(model)
+    asked_for = None
+    if layers is not None:
+        validate_selection(layers)
+        asked_for = {kernel.name for kernel in select_kernels(found, layers)}
+    wanted = regularizers_by_kernel(regularizer, found)
+    by_name = asked_for is not None or isinstance(regularizer, dict)
+    named = {*(asked_for or ()), *(wanted if isinstance(regularizer, dict) else ())}
+    decisions = []
+    for kernel in found:
+        is_refused = False
+        if kernel.is_bare_gamma and kernel.name not in named:
+            continue
+        if asked_for is not None and kernel.name not in asked_for:
+            left_out = LeftOut(Reason.NOT_IN_LAYERS)
+        elif wanted.get(kernel.name) is None:
+            left_out = LeftOut(Reason.NOT_IN_REGULARIZER)
+        else:
+            normalization = graph.normalization_of(kernel.layer, kernel.parents)
+            left_out = why_left_out(
+                kernel, normalization, include_normalized, replace, by_name
+            )
+            is_refused = left_out is not None and (by_name or not left_out.by_default)
+        decisions.append(
+            Decision(kernel, wanted[kernel.name], is_change=True)
+            if left_out is None
+            else Decision(
+                kernel, kernel.regularizer, left_out=left_out, is_refused=is_refused
+            )
+        )
+    return _completed(decisions, model, graph)
+
+
+def decide_invariant(model, regularizer, layers, include_normalized, replace):
+    """Returns a `Decision` for each kernel, and for each gamma with a coefficient.
+
+    The arguments are those of `regularize`.
+    """
+    if not isinstance(regularizer, WEISSI):
+        expected = "a WEISSI, as no other penalty is made invariant by coefficients"
+        raise invalid("regularizer", expected, regularizer)
+    if layers is not None:
+        raise invalid("layers", "None, as coefficients are for all kernels", layers)
+    graph = Graph(model)
+    decisions = [
+        _decide_share(share, regularizer)
+        for share in shares_of_kernels(model, graph, include_normalized, replace)
+    ]
+    return _completed(decisions, model, graph)
+
+
+def _decide_share(share, regularizer):
+    """Returns the `Decision` for a kernel with a coefficient, or without."""
+    kernel = share.kernel
+    if share.left_out is None:
+        config = regularizer.get_config()
+        config["log_norm"] *= share.coefficient
+        scaled = type(regularizer).from_config(config)
+        return Decision(kernel, scaled, is_change=True, coefficient=share.coefficient)
+    # An earlier penalty that has no coefficient would not be invariant.
+    has_ours = isinstance(kernel.regularizer, WEISSI)
+    return Decision(
+        kernel,
+        None if has_ours else kernel.regularizer,
+        is_change=has_ours,
+        left_out=share.left_out,
+        is_refused=not share.left_out.by_default,
+    )
+
+
+def _completed(decisions, model, graph):
+    """Adds to each change where it is kept, whether it is saved, and what it feeds."""
+    keeps = functools.cache(keeps_layers)
+    completed = []
+    for decision in decisions:
+        if decision.is_change:
+            kernel = decision.kernel
+            places = tuple(places_of(kernel))
+            decision = dataclasses.replace(
+                decision,
+                normalization=graph.normalization_of(kernel.layer, kernel.parents),
+                places=places,
+                lost_by=lost_by(kernel, places, model, keeps),
+            )
+        completed.append(decision)
+    return _agreed_in_attention(completed)
+
+
+def _agreed_in_attention(decisions):
+    """Makes the decisions for the kernels of an attention layer the same.
+
+    If one of them is refused, all are. If the user asked for different ones, it raises.
+    """
+    by_layer: dict[int, list[int]] = {}
+    for index, decision in enumerate(decisions):
+        attention = attention_around(decision.kernel)
+        if attention is not None:
+            by_layer.setdefault(id(attention), []).append(index)
+    agreed = list(decisions)
+    for indices in by_layer.values():
+        changes = [i for i in indices if decisions[i].is_change]
+        refused = [decisions[i] for i in indices if decisions[i].is_refused]
+        if changes and refused:
+            because = f"{refused[0].kernel.name}: {refused[0].left_out}"
+            for i in changes:
+                agreed[i] = Decision(
+                    decisions[i].kernel,
+                    decisions[i].kernel.regularizer,
+                    left_out=LeftOut(Reason.SHARES_AN_ARGUMENT, because),
+                    is_refused=True,
+                )
+            continue
+        different = {_described(decisions[i].regularizer) for i in changes}
+        if len(different) > 1 or 0 < len(changes) < len(indices):
+            attention = attention_around(decisions[indices[0]].kernel)
+            raise ValueError(
+                "Invalid value for argument `layers` or `regularizer`. Expected the "
+                f"same regularizer for every kernel of layer {attention.name!r}, which "
+                "saves only one for all of them. Received: different ones"
+            )
+    return agreed
+
+
+def _described(regularizer):
+    return regularizer and str((type(regularizer), regularizer.get_config()))
+
+
+def check_calls(decisions):
+    """Raises if a regularizer cannot take a kernel of such a rank."""
+    tried = set()
+    for decision in decisions:
+        kernel, regularizer = decision.kernel, decision.regularizer
+        rank = len(kernel.variable.shape)
+        is_put = decision.is_change and regularizer is not None
+        if not is_put or (id(regularizer), rank) in tried:
+            continue
+        tried.add((id(regularizer), rank))
+        try:
+            regularizer(keras.ops.ones((1,) * rank))
+        except Exception as error:
+            raise ValueError(
+                "Invalid value for argument `regularizer`. Expected one that takes "
+                f"kernel {kernel.name!r}, of rank {rank}. Received: "
+                f"{format_regularizer(regularizer)}, which raises: {error}"
+            ) from error

@@ -1,0 +1,79 @@
+"""What layers say of the scales of tensors: which are tied, pinned, or joined."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import keras
+
+
+class Call(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+        layer: the `keras.Operation`, without a `TimeDistributed` around it.
+        node: the call, as Keras records it.
+        inputs: list of ints, the numbers of the tensors that it takes.
+        outputs: list of ints, those that it returns.
+    """
+
+    layer: keras.Operation
+    node: Any
+    inputs: list[int]
+    outputs: list[int]
+
+
+class Pin(NamedTuple):
+    """That the scale of a tensor is 1, which layer demands it, and why."""
+
+    tensor: int
+    layer: str
+    reason: str
+
+
+class Edge(NamedTuple):
+    """A kernel that leads from one tensor to another, and what is added after it."""
+
+    variable: keras.Variable
+    shifts: tuple[keras.Variable, ...]
+    source: int
+    target: int
+
+
+@dataclasses.dataclass
+class Relations:
+    """What the layers of a model say of the scales of its tensors.
+
+    Tensors have numbers, as the same tensor may be part of two functions, with a
+    different value in each.
+
+    Attributes:
+        labels: list of the names of the layers that return the tensors; `None` for
+            tensors that are not shown.
+        ties: list of pairs of tensors that have the same scale.
+        pins: list of `Pin`.
+        edges: list of `Edge`.
+        numbers: dict from the ids of a function and of a tensor to the number.
+    """
+
+    labels: list[str | None] = dataclasses.field(default_factory=list)
+    ties: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    pins: list[Pin] = dataclasses.field(default_factory=list)
+    edges: list[Edge] = dataclasses.field(default_factory=list)
+    numbers: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+
+    def numbers_of(self, function, tensors):
+        """Returns the numbers of tensors in a function; new ones get the next."""
+        keys = [(id(function), id(tensor)) for tensor in tensors]
+        for key in keys:
+            if key not in self.numbers:
+                self.numbers[key] = self.new_tensor(None)
+        return [self.numbers[key] for key in keys]
+
+    def new_tensor(self, label):
+        """Adds a tensor and returns its number."""
+        self.labels.append(label)
+        return len(self.labels) - 1
+
+    def pin(self, tensors, layer, reason):
+        """Pins several tensors for the same reason."""
+        self.pins += [Pin(tensor, layer, reason) for tensor in tensors]
