@@ -1,12 +1,12 @@
-"""All that this package takes from Keras and Keras does not publish.
+"""The only module that uses non-public Keras API.
 
-Each function is one such thing, so that a new version of Keras can break it here alone,
-and `tests/_utils/test_keras_private.py` says which.
+Each function is one such use, with a test that fails when a new version of Keras
+changes it.
 """
 
 
 def sublayers(layer):
-    """Lists the layers right inside a layer; Keras lists those of models alone."""
+    """Lists the layers directly inside a layer; Keras shows only those of models."""
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
@@ -29,27 +29,27 @@ def functional_of(sequential):
 
 
 def trained_by(optimizer):
-    """Lists the variables that a built optimizer trains, in the order of its own."""
+    """Lists the variables that a built optimizer trains, in its own order."""
     return optimizer._trainable_variables
 
 
-def slots_by_name(optimizer, name):
+def state_by_name(optimizer, name):
     """Lists what an optimizer keeps under a name, one for each variable it trains.
 
-    Keras shows the variables of an optimizer, but not which weight they belong to.
+    Public API lists the variables of an optimizer, but not which weight each is for.
     """
     return getattr(optimizer, f"_{name}", None) or getattr(optimizer, name, None) or ()
 
 
 def model_in_training(callback):
-    """Returns the model of a callback, without bringing the state of training to it.
+    """Returns the model of a callback without updating its variables.
 
     On JAX, `callback.model` waits for the step that is being computed.
     """
     return callback._model
 
 
-def regularizer_slots(attention):
+def regularizer_attributes(attention):
     """Lists the attributes that an attention layer makes its inner layers from."""
     names = ("kernel_regularizer", "_kernel_regularizer")
     return [name for name in names if hasattr(attention, name)]
@@ -58,6 +58,6 @@ def regularizer_slots(attention):
 def regularizers_kept_by(layer):
     """Returns the attributes of a layer that hold regularizers, with their values.
 
-    Not just those that are saved: LoRA and quantization copy them.
+    Also those that are not saved: LoRA and quantization make copies.
     """
     return {n: value for n, value in vars(layer).items() if n.endswith("regularizer")}

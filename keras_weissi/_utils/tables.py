@@ -1,4 +1,4 @@
-"""Tables of kernels, to be printed and to be read by a program."""
+"""Tables of kernels, for people and for programs."""
 
 import dataclasses
 import io
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
-# Where there is no terminal, or none that says how wide it is.
+# Used where no terminal says how wide it is.
 _WIDTH = 160
 
 # Columns of text, which may be broken between words.
@@ -54,7 +54,7 @@ class KernelTable(list[Row]):
         table = Table()
         for name, fmt in self._columns.items():
             justify: Any = "right" if fmt in (format_norm, format_share) else "left"
-            # What is read as a whole, names above all, is never broken.
+            # Names and numbers are never broken.
             is_whole = fmt is not format_regularizer and name not in _PROSE
             table.add_column(name, justify=justify, no_wrap=is_whole)
         for row in self:
@@ -96,7 +96,7 @@ def format_norm(norm):
 
 
 def format_share(share):
-    """Formats a part of a whole in percent; nothing if there is none."""
+    """Formats a part of a whole in percent; "" for NaN."""
     return "" if share != share else f"{share:.1%}"
 
 

@@ -1,4 +1,4 @@
-"""What an argument has to be, and the error for one that is not."""
+"""Checks of arguments, and the one form of their errors."""
 
 import numbers
 from typing import Any
@@ -27,13 +27,13 @@ def check_bool(value: object, name: str) -> None:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is an int above 0; `True` is none."""
+    """Whether a value is an int above 0, and not a bool."""
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return bool(is_int and value > 0)
 
 
 def as_number(value: Any) -> float | None:
-    """Returns a real number as a float, or `None` if it is none that has one."""
+    """Returns a value as a float, or `None` if it is not a real number."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return None
     try:

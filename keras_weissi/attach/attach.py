@@ -1,9 +1,9 @@
 """Puts a regularizer on the kernels of a model that already exists.
 
 Setting `layer.kernel_regularizer` on a built layer does nothing, and setting the
-regularizer of the variable alone is forgotten when the model is saved. Here both are
-set, together with what the layers around it write into their own configuration, and a
-compiled model is told to make its training step anew.
+regularizer of the variable alone is lost when the model is saved. So both are set,
+together with what the layers around it save, and a compiled model makes its training
+step again.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def regularize(
     kept by `save` and `clone_model`, as if it had been the layers'
     `kernel_regularizer` from the start.
 
-    It leaves out kernels straight before a normalization layer, whose scale is
+    It leaves out kernels directly before a normalization layer, whose scale is
     normalized away; embeddings; kernels that have another regularizer; quantized
     kernels; and kernels with LoRA enabled. The report gives the reason for each, and a
     warning lists those that the call asked for. A normalization layer that is named
@@ -97,7 +97,7 @@ def regularize(
         layers: Which layers: a name or list of names, layers, a class or list of
             classes, or a function from a layer to a bool. Defaults to `None`: all but
             embeddings.
-        include_normalized: bool. Whether to take kernels straight before a
+        include_normalized: bool. Whether to take kernels directly before a
             normalization layer too. Defaults to `False`.
         replace: bool. Whether to replace regularizers other than `WEISSI`. A `WEISSI`
             is always replaced by another. Defaults to `False`.
@@ -189,7 +189,7 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
 
 
 def _apply(model, changes):
-    """Sets the regularizers, and makes compiled training steps anew."""
+    """Sets the regularizers, and makes compiled training steps again."""
     set_all(changes)
     for layer in layers_of(model):
         if isinstance(layer, keras.Model):

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_weissi._utils.keras_private import regularizer_slots
+from keras_weissi._utils.keras_private import regularizer_attributes
 from keras_weissi.model.homogeneity import is_of_keras
 
 
@@ -20,8 +20,8 @@ def places_of(kernel):
     places = [(kernel.layer, name) for name in names if hasattr(kernel.layer, name)][:1]
     attention = attention_around(kernel)
     if attention is not None:
-        # They make their inner layers anew from an argument of their own.
-        places += [(attention, name) for name in regularizer_slots(attention)]
+        # It makes its inner layers again from its own argument.
+        places += [(attention, name) for name in regularizer_attributes(attention)]
     return places
 
 
@@ -61,13 +61,13 @@ def lost_by(kernel, places, model, keeps_layers):
 def keeps_layers(layer):
     """Whether the saved configuration of a layer has those of the layers inside it.
 
-    If not, the code of its class makes them anew.
+    If not, loading runs the code of its class, which makes them without a regularizer.
     """
     return is_of_keras(layer) or isinstance(_config_of(layer).get("layers"), list)
 
 
 def _config_of(layer):
-    """Returns the configuration of a layer of the user's own, empty if it has none."""
+    """Returns the configuration of a custom layer, empty if it has none."""
     try:
         return layer.get_config()
     except Exception:  # whatever the user's code raises

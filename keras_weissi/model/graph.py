@@ -1,7 +1,7 @@
-"""The graph of layers inside a model, as far as Keras shows it.
+"""Which layer of a model feeds which, as far as Keras shows it.
 
-Functional and Sequential models know which layer feeds which; a subclassed model does
-not, and neither does the inside of a custom layer.
+Keras knows it for Functional and Sequential models, but not for subclassed models, nor
+inside custom layers.
 """
 
 import collections
@@ -18,7 +18,9 @@ _HIDDEN = "a layer that Keras does not show"
 
 
 class Graph:
-    """Which layers consume the output of which, through nested models as well.
+    """The calls in a model and which layers take what they return.
+
+    Nested models are looked into.
 
     Args:
         model: A built `keras.Model`.
@@ -135,9 +137,9 @@ def unwrapped(layer):
 
 
 def inner_function(layer):
-    """Returns the `keras.Function` that a layer applies, or `None` if it has none.
+    """Returns the `keras.Function` that a layer applies, or `None`.
 
-    A class with a `call` of its own may do something else with its layers.
+    A class that overrides `call` may use its layers in another way.
     """
     layer = unwrapped(layer)
     if not isinstance(layer, (keras.Function, keras.Sequential)):
@@ -156,9 +158,9 @@ def output_layer(model):
         model: A built `keras.Model`.
 
     Returns:
-        Pair of the layer and of a list of the activations behind it, in no order; or
-        `None` if Keras does not show it, the model has not just one output, or the
-        layer is called more than once.
+        Pair of the layer and of a list of the activations behind it, in any order; or
+        `None` if Keras does not show it, the model has several outputs, or the layer
+        is called more than once.
     """
     function = inner_function(model)
     if function is None or len(function.outputs) != 1:
@@ -192,17 +194,16 @@ def _positions(node, tensor):
 
 
 def mentioned(node):
-    """Lists the variables that a call uses beside those of the layer that is called.
+    """Lists the variables that a call uses, other than those of the layer itself.
 
-    They may be among the arguments, as in `keras.ops.matmul(x, layer.kernel)`; or an
-    attribute of an operation of the user's, or used by a function that is one, as in a
-    `Lambda`.
+    They may be arguments, as in `keras.ops.matmul(x, layer.kernel)`, attributes of a
+    custom operation, or variables of a function that is one, as in a `Lambda`.
     """
     things = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
     layer = unwrapped(node.operation)
     is_own = not is_of_keras(layer) or isinstance(layer, keras.layers.Lambda)
     if is_own or not isinstance(layer, keras.Layer):
-        # Private ones are where Keras tracks what is in the others.
+        # Private attributes are Keras's own lists of what the others hold.
         things += [v for k, v in vars(layer).items() if not k.startswith("_")]
     for function in [x for x in things if inspect.isfunction(x)]:
         used = inspect.getclosurevars(function)
@@ -218,8 +219,8 @@ def entries_of(node, function):
     """Pairs the tensors that a call passes to a function with the function's inputs.
 
     Returns:
-        List of pairs, or `None` if it is not clear what becomes what: with a mask
-        among the arguments, for one, or a dict where there was a list.
+        List of pairs, or `None` if the pairs are not clear: for example, with a mask
+        among the arguments, or a dict in place of a list.
     """
     if len(node.input_tensors) != len(function.inputs):
         return None

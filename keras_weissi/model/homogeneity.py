@@ -1,7 +1,8 @@
-"""What every kind of layer does to the scale of what goes through it.
+"""What each kind of layer does to the scale of its input.
 
-A layer that is not listed here counts as one that lets no scale pass. To make a kind of
-layer known, add its class to one of the tables, and a model with it to the tests.
+A function `f` is (positively) homogeneous if `f(c * x) == c * f(x)` for all `c > 0`.
+Layers that are not listed here are not assumed to be. To add a kind of layer, add its
+class to one of the tables, and a model with it to the tests.
 """
 
 import dataclasses
@@ -91,8 +92,8 @@ class Scaling:
             outputs, in the order of their application.
         shifts: tuple of `keras.Variable` added after the last kernel, which have to
             be multiplied by the scale of the outputs.
-        fixed_inputs: str, why the inputs can not be scaled, or "".
-        fixed_outputs: str, why the outputs can not, or "".
+        fixed_inputs: str, why the inputs cannot be scaled, or "".
+        fixed_outputs: str, why the outputs cannot, or "".
     """
 
     kernels: tuple = ()
@@ -102,7 +103,7 @@ class Scaling:
 
 
 def fixed(reason):
-    """Returns the `Scaling` of a layer that lets no scale pass."""
+    """Returns the `Scaling` of a layer whose inputs and outputs cannot be scaled."""
     return Scaling(fixed_inputs=reason, fixed_outputs=reason)
 
 
@@ -110,8 +111,8 @@ def scaling_of(operation, node):
     """Tells what one call of a layer, or of a function of `keras.ops`, does to scale.
 
     Args:
-        operation: The `keras.Operation`, such as a `keras.Layer`. Not its subclasses
-            either: a class of the user's own is unknown.
+        operation: The `keras.Operation`, such as a `keras.Layer`. Custom classes are
+            unknown, and so are subclasses of known ones.
         node: The call, with `input_tensors`, `output_tensors` and `arguments`.
 
     Returns:
@@ -186,7 +187,7 @@ def _scaling_of_kernels(layer):
     known = {*names, "bias"}
     extra = sorted(set(own) - known)
     if extra:
-        # Those of LoRA and of quantization, for two.
+        # For example, those of LoRA and of quantization.
         return fixed(f"it has weights that are not known: {', '.join(extra)}")
     reason = _why_not_scaled(own.values())
     if reason:

@@ -85,7 +85,7 @@ def resolve(name, candidates, argument):
         Dict from the names of kernels to ints: how close `name` is to each.
 
     Raises:
-        ValueError: If there is none, or if several layers are called so.
+        ValueError: If there is none, or if several layers have this name.
     """
     own = [kernel.name for kernel in candidates if kernel.name == name]
     if own:
@@ -124,7 +124,7 @@ def resolve(name, candidates, argument):
 
 
 def names_in(layers):
-    """Lists the names, or layers, that `layers` consists of; none if it is no such."""
+    """Lists the names and layers in `layers`; empty if it has anything else."""
     elements = _elements_of(layers)
     is_named = all(isinstance(name, (str, keras.Layer)) for name in elements)
     return elements if is_named else []

@@ -10,10 +10,10 @@ from keras_weissi.model.kernels import PIECE, host_pieces
 from keras_weissi.symmetry.optimizer_state import state_of
 
 
-def rescale(factors, optimizer=None):
+def multiply_all(factors, optimizer=None):
     """Multiplies variables in place, all or none.
 
-    If it is interrupted, or a device fails, what has been multiplied is divided again.
+    If it is interrupted, or a device fails, the changes are undone.
 
     Args:
         factors: List of `(variable, factor, dtype)`: a `keras.Variable`, a float above
@@ -22,19 +22,18 @@ def rescale(factors, optimizer=None):
 
     Raises:
         ValueError: If a value would leave the range of its dtype, or if it is not
-            known how the state of the optimizer goes with the weights. Nothing has
-            been changed then.
+            known how the state of the optimizer scales. Nothing is changed then.
     """
-    slots = state_of(optimizer)
+    state = state_of(optimizer)
     plan = []
     for variable, factor, dtype in factors:
         if factor == 1.0:
             continue
         changes = [(variable, factor, dtype)]
-        for slot, power in slots.get(id(variable), ()):
+        for kept, power in state.get(id(variable), ()):
             if power:
-                changes.append((slot, _power(slot, factor, power), None))
-        # Zeros stay as they are, also if the factor is out of their range.
+                changes.append((kept, _power(kept, factor, power), None))
+        # Zeros stay as they are, even if the factor is out of their range.
         plan += [(v, c) for v, c, dtype in changes if _is_possible(v, c, dtype)]
     done = []
     try:
@@ -47,18 +46,18 @@ def rescale(factors, optimizer=None):
         raise
 
 
-def _power(slot, factor, power):
+def _power(variable, factor, power):
     try:
         return factor**power
     except OverflowError:
         raise ValueError(
-            f"Cannot multiply {slot.path!r} by a power of {factor:g}. Expected one "
+            f"Cannot multiply {variable.path!r} by a power of {factor:g}. Expected one "
             f"within the range of floats. Received: {factor:g} to the power {power}"
         ) from None
 
 
 def _range_of(dtype):
-    """Returns the least and the largest normal number."""
+    """Returns the smallest and the largest normal number."""
     info = ml_dtypes.finfo(dtype)
     return float(info.smallest_normal), float(info.max)
 
@@ -93,8 +92,8 @@ def _multiply(variable, factor):
     low, high = _range_of(variable.dtype)
     is_large = math.prod(variable.shape) > PIECE
     if is_large and not is_half and low <= factor <= high:
-        # On the device: a large kernel gets by with one copy of itself.
-        # As a tensor: PyTorch would round a number to Keras's default float type.
+        # On the device, so that a large kernel needs one copy only. As a tensor, as
+        # PyTorch would round a number to Keras's default float type.
         factor = keras.ops.convert_to_tensor(factor, variable.dtype)
         variable.assign(keras.ops.multiply(variable.value, factor))
         return

@@ -89,8 +89,8 @@ def invariant_coefficients(
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
-        include_normalized: bool, the same as for `regularize`: whether kernels straight
-            before a normalization layer bear a penalty. Defaults to `False`.
+        include_normalized: bool, the same as for `regularize`: whether kernels
+            directly before a normalization layer bear a penalty. Defaults to `False`.
 
     Returns:
         `InvariantCoefficients`. `regularize(model, WEISSI(...), invariant=True)` uses

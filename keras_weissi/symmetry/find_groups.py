@@ -260,7 +260,7 @@ def _groups_of(model, relations):
 
 
 def _number_groups(relations):
-    """Numbers the groups as they come up from kernel to kernel, then the others."""
+    """Numbers the groups in the order of the kernels that touch them, then the rest."""
     component = components(len(relations.labels), relations.ties, "weak").tolist()
     in_order: dict[int, int] = {}
     for edge in relations.edges:

@@ -6,12 +6,12 @@ the optimizer keeps in proportion to the gradient.
 
 import keras
 
-from keras_weissi._utils.keras_private import slots_by_name, trained_by
+from keras_weissi._utils.keras_private import state_by_name, trained_by
 from keras_weissi._utils.validation import invalid
 from keras_weissi.model.homogeneity import is_of_keras
 
-# For each optimizer, the power of c by which its variables go. The names are those of
-# the optimizer's attributes, without an underscore in front.
+# For each optimizer, the power of c that its variables are multiplied by. The names are
+# those of the optimizer's attributes, without a leading underscore.
 _ADAM = {"momentums": -1, "velocities": -2, "velocity_hats": -2}
 _POWERS = {
     "Adadelta": {"accumulated_grads": -2, "accumulated_delta_vars": 0},
@@ -22,7 +22,7 @@ _POWERS = {
     "Lamb": _ADAM,
     "Lion": {"momentums": -1},
     "Nadam": _ADAM,
-    # Its momentum is made of steps, from which the size of the gradient is gone.
+    # Its momentum sums steps, which do not depend on the size of the gradient.
     "RMSprop": {"velocities": -2, "average_gradients": -1, "momentums": 0},
     "SGD": {"momentums": -1},
 }
@@ -62,8 +62,8 @@ def state_of(optimizer):
         optimizer: A `keras.optimizers.Optimizer` or `None`.
 
     Returns:
-        Dict from the id of a trainable variable to a list of pairs of an optimizer's
-        variable and the power by which it goes with the factor of the weight.
+        Dict from the id of a trainable variable to a list of pairs: a variable of the
+        optimizer, and the power of the weight's factor that it is multiplied by.
 
     Raises:
         ValueError: If the optimizer is not known, or keeps something unknown.
@@ -85,13 +85,13 @@ def state_of(optimizer):
     state: dict[int, list] = {id(v): [] for v in trained_by(optimizer)}
     carried = set()
     for name, power in {**powers, **_POWERS_IN_ANY}.items():
-        slots = slots_by_name(optimizer, name)
-        if not slots:
+        kept_by_name = state_by_name(optimizer, name)
+        if not kept_by_name:
             continue
-        for variable, slot in zip(trained_by(optimizer), slots, strict=True):
-            if slot is not None:
-                state[id(variable)].append((slot, power))
-                carried.add(id(slot))
+        for variable, kept in zip(trained_by(optimizer), kept_by_name, strict=True):
+            if kept is not None:
+                state[id(variable)].append((kept, power))
+                carried.add(id(kept))
     unknown = [
         v.path for v in optimizer.variables if len(v.shape) and id(v) not in carried
     ]
@@ -105,7 +105,7 @@ def state_of(optimizer):
 
 
 def _inner(optimizer):
-    """Returns the optimizer that a `LossScaleOptimizer` is around."""
+    """Returns the optimizer inside a `LossScaleOptimizer`."""
     loss_scaling = keras.optimizers.LossScaleOptimizer
     while isinstance(optimizer, loss_scaling) and is_of_keras(optimizer):
         optimizer = optimizer.inner_optimizer

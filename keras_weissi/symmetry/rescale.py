@@ -1,7 +1,4 @@
-"""The scale symmetry of a model as a tool: shift it, balance it, weigh a penalty by it.
-
-All that is done here leaves what the model computes as it is.
-"""
+"""Shifts scale between the kernels of a model without changing what it computes."""
 
 import dataclasses
 import math
@@ -12,7 +9,7 @@ import numpy as np
 
 from keras_weissi._utils.tables import Columns, KernelTable, format_norm, format_shape
 from keras_weissi.model.kernels import host_norm, kernels, kernels_and_gammas
-from keras_weissi.symmetry.apply_factors import rescale
+from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.groups import solver_edges, solver_nodes
@@ -46,16 +43,16 @@ def shift_scales(
     factors: dict[str, float],
     optimizer: bool | keras.optimizers.Optimizer = True,
 ) -> KernelTable[RescalingRow]:
-    """Multiplies kernels by factors that leave what the model computes as it is.
+    """Multiplies kernels by factors that do not change what the model computes.
 
-    With `s` and `t` the products of the factors along the way from the input to the
-    input and to the output of a layer: `kernel *= t / s`, `bias *= t`. What is added to
-    an output is thus scaled by all the factors before it. The products have to agree
-    wherever two ways meet, and be 1 where something pins the scale: at the output of
-    the model, before a normalization, at an activation such as softmax.
+    `kernel_l *= c_l` and `bias_l *= c_1 * c_2 * ... * c_l`, the product of all factors
+    on a path from the input of the model. The products must agree wherever two paths
+    meet, and must be 1 where something pins the scale: at an output of the model,
+    before a normalization, or at an activation that is not homogeneous, such as
+    softmax.
 
-    The activations in between are scaled as well: in half precision, large factors can
-    make them overflow.
+    The tensors between the layers are scaled as well. In half precision, large factors
+    can make them overflow.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
@@ -70,7 +67,7 @@ def shift_scales(
 
     Raises:
         ValueError: If a product is not 1 where it has to be (to within 1e-12), a name
-            is unknown, or an argument is invalid. No weight has been changed then.
+            is unknown, or an argument is invalid. No weight is changed then.
 
     Example:
 
@@ -87,8 +84,8 @@ def shift_scales(
 
     Reference:
 
-    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3, where the
-      factor of a bias is that of its own layer; it is the product up to it.
+    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3. There, a
+      bias is multiplied by the factor of its own layer only, which is not exact.
     """
     groups = scale_groups(model)
     by_edge = factors_by_edge(factors, groups, kernels_and_gammas(model))
@@ -99,24 +96,24 @@ def shift_scales(
 def balance_scales(
     model: keras.Model, optimizer: bool | keras.optimizers.Optimizer = True
 ) -> KernelTable[RescalingRow]:
-    """Shifts scale between the layers until the norms are the least, all in all.
+    """Shifts scale between the layers until the sum of squared norms is minimal.
 
-    Minimises `sum_l norm(W_l) ** 2` over all shifts that leave what the model computes
-    as it is; the minimum is unique. In a chain of layers, all norms are then equal, to
+    Minimizes `sum_l norm(W_l) ** 2` over all shifts that do not change what the model
+    computes; the minimum is unique. In a chain of `L` layers, every norm is then
     `prod_l norm(W_l) ** (1 / L)`. Where several kernels lead into or out of a tensor,
-    the squares of their norms sum to the same on both sides. The gamma of a
-    normalization counts as a kernel. Frozen layers are left as they are.
+    their squared norms have the same sum on both sides. The gamma of a normalization
+    counts as a kernel. Frozen layers stay as they are.
 
-    Doing it twice changes nothing, to the last bit, as weights are left alone if no
-    norm is off by more than the precision of their dtype.
+    A second call changes nothing, to the last bit: weights are left alone if no norm is
+    off by more than the precision of their dtype.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
-        optimizer: bool or `keras.optimizers.Optimizer`. Whether to carry the state of
-            the optimizer that the model is compiled with, or which optimizer's: if a
-            weight is multiplied by `c`, its momentum is divided by `c`, an average of
-            squared gradients by `c ** 2`, as the gradients will be from now on.
-            Defaults to `True`.
+        optimizer: bool or `keras.optimizers.Optimizer`. Whether to adapt the state of
+            the optimizer that the model is compiled with, or of the one given. If a
+            weight is multiplied by `c`, its gradients are divided by `c` from now on,
+            and so is its momentum; an average of squared gradients is divided by
+            `c ** 2`. Defaults to `True`.
 
     Returns:
         `KernelTable` of `RescalingRow`, one a kernel. It prints as a table.
@@ -124,8 +121,8 @@ def balance_scales(
     Raises:
         ValueError: If the model is a subclassed one, a norm is not finite, or it is not
             known how the state of the optimizer scales.
-        RuntimeError: If norms are so far apart that the scales are not found. No weight
-            has been changed in either case.
+        RuntimeError: If norms are so far apart that the scales are not found. In either
+            case, no weight is changed.
 
     Example:
 
@@ -143,13 +140,13 @@ def balance_scales(
     Reference:
 
     - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3, which
-      prints a sum in place of the product.
+      has a sum in place of the product.
     """
     return balance(model, scale_groups(model), optimizer)
 
 
 def balance(model, groups, optimizer=True):
-    """Does what `balance_scales` does, for groups that are known already."""
+    """Balances a model whose groups are known already."""
     norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
     for edge, norm in zip(groups.edges, norms, strict=True):
         if not math.isfinite(norm):
@@ -166,7 +163,7 @@ def balance(model, groups, optimizer=True):
     precision = max((float(ml_dtypes.finfo(d).eps) for d in dtypes), default=0.0)
     if np.abs(changes).max(initial=0.0) <= max(8 * precision, TOLERANCE):
         changes, logs = 0 * changes, 0 * logs
-    # What is past the range of floats is refused later, if there is anything to scale.
+    # Factors out of range are refused later, unless there is nothing to multiply.
     with np.errstate(over="ignore", under="ignore"):
         by_edge = dict(enumerate(np.exp(changes).tolist()))
         factors = np.exp(logs).tolist()
@@ -202,7 +199,7 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
         factors += [(shift, scales[edge.target], dtype) for shift in edge.shifts]
     if norms is None:
         norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
-    rescale(factors, optimizer_of(model, optimizer))
+    multiply_all(factors, optimizer_of(model, optimizer))
     rows = {}
     for i, edge in enumerate(groups.edges):
         variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)

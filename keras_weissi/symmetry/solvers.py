@@ -1,30 +1,29 @@
-"""The two problems on a graph of scale groups: the balanced scales, and a flow.
+"""Solves for balanced scales and for coefficients, on plain arrays.
 
-The graph has one node for all pinned groups, `GROUND`, and one for each free group; its
-edges are kernels. Nothing here knows of a model. SciPy, which takes longer to import
-than all of this package, is imported when there is something to solve.
+The scale groups of a model make a graph: one node, `GROUND`, for all pinned groups, one
+for each free group, and an edge for each kernel. SciPy is imported only when there is
+something to solve, as that takes longer than importing this package.
 """
 
 import numpy as np
 
 # The node that stands for everything that is pinned.
 GROUND = 0
-# Below this, the linear solution is not told from one with a coefficient of 0.
+# Smaller coefficients count as 0.
 _LEAST_COEFFICIENT = 1e-6
 _NEWTON_STEPS = 200
 
 
 class NotSolvedError(RuntimeError):
-    """A minimum was not found; not what a device that fails raises."""
+    """A minimum was not found."""
 
 
 def balanced_log_scales(count, sources, targets, log_norms):
-    """Finds the scales of the nodes that make the kernels smallest, all in all.
+    """Finds the scales of the nodes that minimize the sum of squared norms.
 
-    Minimises `sum_e exp(2 * (a[target_e] - a[source_e] + log_norms[e]))` with
+    Minimizes `sum_e exp(2 * (a[target_e] - a[source_e] + log_norms[e]))` with
     `a[GROUND] = 0`. It is convex, and has one minimum over the nodes that lie on a
-    cycle with `GROUND`; the others, which only a kernel of norm 0 can cut off, are held
-    at 0.
+    cycle with `GROUND`. Other nodes, cut off by kernels of norm 0, are held at 0.
 
     Args:
         count: int, the number of nodes.
@@ -35,7 +34,7 @@ def balanced_log_scales(count, sources, targets, log_norms):
 
     Returns:
         Pair of arrays of one element a node: the float64 logarithms of the scales, and
-        bools that are true for nodes that are held, `GROUND` among them.
+        bools that are true for nodes that are held, including `GROUND`.
 
     Raises:
         NotSolvedError: If the minimum is not found.
@@ -50,7 +49,7 @@ def balanced_log_scales(count, sources, targets, log_norms):
     logs = log_norms[edges]
     if not incidence.size:
         return scales, held
-    # Equal norms as nearly as can be: on a chain this is the solution.
+    # The start makes all norms as equal as possible: on a chain, it is the solution.
     ones = -np.ones((len(logs), 1))
     start = np.linalg.lstsq(np.hstack([incidence, ones]), -logs, rcond=None)[0][:-1]
 
@@ -118,7 +117,7 @@ def nearest_flow(count, sources, targets, chosen):
 
     Returns:
         Float64 array, one element an edge. 0 for those that are not chosen, or on no
-        cycle of chosen ones, so that they can not be positive.
+        cycle of chosen ones, so that they cannot be positive.
     """
     used, _ = on_cycles(count, sources, targets, chosen)
     flow = np.zeros(len(sources))

@@ -60,10 +60,10 @@ def test_slots_are_in_the_order_of_the_variables(optimizer, name):
     trained = keras_private.trained_by(optimizer)
     assert [id(v) for v in trained] == [id(v) for v in model.trainable_variables]
     shapes = [
-        tuple(slot.shape) for slot in keras_private.slots_by_name(optimizer, name)
+        tuple(slot.shape) for slot in keras_private.state_by_name(optimizer, name)
     ]
     assert shapes == [(3, 2), (2,), (2, 5), (5,)]
-    assert not keras_private.slots_by_name(optimizer, "nothing_of_the_kind")
+    assert not keras_private.state_by_name(optimizer, "nothing_of_the_kind")
 
 
 def test_the_model_of_a_callback_in_training():
@@ -85,7 +85,7 @@ def test_an_attention_layer_makes_its_layers_from_an_argument():
         if kind is layers.GroupQueryAttention:
             sizes = {"num_query_heads": 2, "num_key_value_heads": 1, "head_dim": 2}
         layer = kind(**sizes, kernel_regularizer="l2")
-        names = keras_private.regularizer_slots(layer)
+        names = keras_private.regularizer_attributes(layer)
         assert names
         assert all(isinstance(getattr(layer, n), keras.regularizers.L2) for n in names)
 

@@ -7,7 +7,7 @@ from keras import layers, optimizers
 from keras_weissi import balance_scales
 from keras_weissi.model.kernels import host_norm
 from keras_weissi.symmetry import apply_factors
-from keras_weissi.symmetry.apply_factors import rescale
+from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.optimizer_state import _POWERS, optimizer_of, state_of
 
 ALL = {
@@ -66,7 +66,7 @@ def test_state_is_as_if_training_had_gone_on_with_the_new_weights(name):
     for gradient in gradients[:2]:
         step(plain_optimizer, plain, gradient)
         step(scaled_optimizer, scaled, gradient)
-    rescale([(scaled, c, "float32")], scaled_optimizer)
+    multiply_all([(scaled, c, "float32")], scaled_optimizer)
     np.testing.assert_array_equal(to_numpy(scaled), c * to_numpy(plain))
     for gradient in gradients[2:]:
         before = slots(plain_optimizer, plain)
@@ -107,7 +107,7 @@ def test_moving_averages_and_accumulated_gradients_are_carried():
         step(optimizer, variable, (1.0, 1.0, 1.0))
     before = {power: to_numpy(s) for s, power in state_of(optimizer)[id(variable)]}
     assert set(before) == {-1, 1} and np.abs(before[-1]).min() > 0
-    rescale([(variable, 4.0, "float32")], optimizer)
+    multiply_all([(variable, 4.0, "float32")], optimizer)
     after = {power: to_numpy(s) for s, power in state_of(optimizer)[id(variable)]}
     np.testing.assert_array_equal(after[1], before[1] * 4)
     np.testing.assert_array_equal(after[-1], before[-1] / 4)
@@ -123,7 +123,7 @@ def test_unknown_optimizers_are_named_before_anything_is_changed():
     for kind in (MySGD, SGD, optimizers.Ftrl, optimizers.Adafactor):
         variable, optimizer = variable_and_optimizer(lambda kind=kind: kind(0.1))
         with pytest.raises(ValueError, match=f"`optimizer`.*Received: {kind.__name__}"):
-            rescale([(variable, 2.0, "float32")], optimizer)
+            multiply_all([(variable, 2.0, "float32")], optimizer)
         assert to_numpy(variable).tolist() == [1.0, -2.0, 3.0]
 
 
@@ -196,7 +196,7 @@ def test_what_leaves_the_range_of_its_dtype_is_refused_as_a_whole(value, dtype, 
     fine = keras.Variable(np.ones(2), name="fine")
     variable = keras.Variable(np.array(value), dtype=dtype, name="extreme")
     with pytest.raises(ValueError, match=f"extreme.*range of {dtype}"):
-        rescale([(fine, 2.0, "float32"), (variable, factor, dtype)])
+        multiply_all([(fine, 2.0, "float32"), (variable, factor, dtype)])
     assert to_numpy(fine).tolist() == [1.0, 1.0]
 
 
@@ -206,7 +206,7 @@ def test_zeros_and_vanishing_state_are_no_obstacle():
     )
     step(optimizer, variable, (1e-15, 1e-15))
     variable.assign([0.0, 0.0])
-    rescale([(variable, 1e10, "float32")], optimizer)
+    multiply_all([(variable, 1e10, "float32")], optimizer)
     assert to_numpy(variable).tolist() == [0.0, 0.0]
 
 
@@ -216,7 +216,7 @@ def test_half_precision_is_rounded_once(dtype):
     variable = keras.Variable(rng.normal(size=2000), dtype=dtype)
     value = to_numpy(keras.ops.cast(variable.value, "float32")).astype("float64")
     factor = 1.2345678
-    rescale([(variable, factor, dtype)])
+    multiply_all([(variable, factor, dtype)])
     after = to_numpy(keras.ops.cast(variable.value, "float32"))
     expected = keras.ops.cast(
         keras.ops.convert_to_tensor((value * factor).astype("float32")), dtype
@@ -229,7 +229,7 @@ def test_half_precision_is_rounded_once(dtype):
 def test_float64_is_exact():
     with float64():
         variable = keras.Variable(np.array([1.0 / 3, 1e-9]), dtype="float64")
-        rescale([(variable, np.pi, "float64")])
+        multiply_all([(variable, np.pi, "float64")])
         np.testing.assert_array_equal(
             to_numpy(variable), np.array([1.0 / 3, 1e-9]) * np.pi
         )
@@ -238,14 +238,14 @@ def test_float64_is_exact():
 def test_a_factor_of_one_touches_nothing(monkeypatch):
     variable, optimizer = variable_and_optimizer(ALL["SGD"])
     monkeypatch.setattr(type(variable), "assign", lambda *_: pytest.fail("assigned"))
-    rescale([(variable, 1.0, "float32")], optimizer)
+    multiply_all([(variable, 1.0, "float32")], optimizer)
 
 
 def test_what_is_zero_stays_so_whatever_the_factor():
     variable, optimizer = variable_and_optimizer(
         lambda: optimizers.Adam(0.1), np.ones(2**20 + 1)
     )
-    rescale([(variable, 1e-20, "float32")], optimizer)  # of the velocity: 1e40
+    multiply_all([(variable, 1e-20, "float32")], optimizer)  # of the velocity: 1e40
     for slot, _ in state_of(optimizer)[id(variable)]:
         assert not to_numpy(slot).any()
 
@@ -254,11 +254,11 @@ def test_a_large_variable_is_scaled_as_a_small_one():
     value = np.random.default_rng(0).normal(size=(2**10, 2**10 + 1)).astype("float32")
     large, small = keras.Variable(value), keras.Variable(value[:3])
     for factor in (3.0, 1e-3):
-        rescale([(large, factor, "float32"), (small, factor, "float32")])
+        multiply_all([(large, factor, "float32"), (small, factor, "float32")])
     np.testing.assert_allclose(to_numpy(large)[:3], to_numpy(small), rtol=1e-6)
     np.testing.assert_allclose(to_numpy(large), value * np.float64(3e-3), rtol=1e-6)
     tiny = keras.Variable(np.full((2**10, 2**10 + 1), 1e-30, "float32"))
-    rescale([(tiny, 1e40, "float32")])  # a factor beyond the range of float32
+    multiply_all([(tiny, 1e40, "float32")])  # a factor beyond the range of float32
     np.testing.assert_allclose(to_numpy(tiny), 1e10, rtol=1e-6)
 
 
@@ -269,7 +269,7 @@ def test_pieces_come_together_again(monkeypatch, dtype):
     value = np.arange(35.0).reshape(7, 5)
     for factor in (3.0, 0.5):
         variable = keras.Variable(value, dtype=dtype)
-        rescale([(variable, factor, dtype)])
+        multiply_all([(variable, factor, dtype)])
         after = to_numpy(keras.ops.cast(variable.value, "float32"))
         np.testing.assert_array_equal(after, factor * value)
 
@@ -283,10 +283,10 @@ def test_state_that_would_overflow_is_refused_and_state_may_vanish():
         before = to_numpy(variable) + 0
         if factor < 1:
             with pytest.raises(ValueError, match="velocity.*range of float32"):
-                rescale([(variable, factor, "float32")], optimizer)
+                multiply_all([(variable, factor, "float32")], optimizer)
             np.testing.assert_array_equal(to_numpy(variable), before)
         else:
-            rescale([(variable, factor, "float32")], optimizer)
+            multiply_all([(variable, factor, "float32")], optimizer)
             np.testing.assert_allclose(to_numpy(variable), before * factor, rtol=1e-6)
 
 
@@ -295,7 +295,7 @@ def test_float64_is_scaled_in_float64():
     large = keras.Variable(value, dtype="float64")
     if large.dtype != "float64" or to_numpy(large).dtype != "float64":
         pytest.skip("JAX keeps float64 only if it is told to")
-    rescale([(large, 3.3, "float64")])
+    multiply_all([(large, 3.3, "float64")])
     np.testing.assert_allclose(to_numpy(large), value * 3.3, rtol=1e-15)
 
 
@@ -316,7 +316,7 @@ def test_what_was_done_is_undone_if_it_is_interrupted(monkeypatch, error):
 
     monkeypatch.setattr(apply_factors, "_multiply", interrupted)
     with pytest.raises(error):
-        rescale([(variable, 8.0, "float32"), (other, 3.0, "float32")], optimizer)
+        multiply_all([(variable, 8.0, "float32"), (other, 3.0, "float32")], optimizer)
     assert len(calls) == 7  # three are undone
     for one, two in zip(before, watched, strict=True):
         np.testing.assert_allclose(one, to_numpy(two), rtol=1e-6)
