@@ -20,7 +20,7 @@ def benchmarks_on_path(monkeypatch):
 
 
 def test_trials_widen_and_refine_and_are_equally_many():
-    from evidence_search import trials
+    from evidence.search import trials
 
     for best in (1e-4, 0.01, 0.013, 0.7):
         tried = []
@@ -37,7 +37,7 @@ def test_trials_widen_and_refine_and_are_equally_many():
 
 
 def test_trials_find_a_best_that_stands_next_to_the_collapse():
-    from evidence_search import trials
+    from evidence.search import trials
 
     def judge(strength):
         return (0.1, 2.3) if strength > 0.8 else (0.9, -np.log(max(strength, 0.1)))
@@ -46,7 +46,7 @@ def test_trials_find_a_best_that_stands_next_to_the_collapse():
 
 
 def test_of_accuracies_within_the_standard_error_the_least_loss_is_chosen():
-    from evidence_search import choose
+    from evidence.search import choose
 
     # By hand: sqrt(0.9 * 0.1 / 900) = 0.01.
     judged = {1.0: (0.9, 0.5), 2.0: (0.8901, 0.3), 3.0: (0.8899, 0.1)}
@@ -55,7 +55,7 @@ def test_of_accuracies_within_the_standard_error_the_least_loss_is_chosen():
 
 
 def test_methods_that_a_task_does_not_compare_are_refused(capsys):
-    from evidence import parse_arguments
+    from evidence.study import parse_arguments
 
     arguments = ["--task", "width-64", "--method"]
     assert parse_arguments([*arguments, "none", "l2"]).method == ["none", "l2"]
@@ -65,7 +65,7 @@ def test_methods_that_a_task_does_not_compare_are_refused(capsys):
 
 
 def test_calibration_error():
-    from evidence import calibration_error
+    from evidence.study import calibration_error
 
     sure = np.array([[0.9, 0.1]] * 10)
     labels = np.array([0] * 9 + [1])
@@ -74,7 +74,7 @@ def test_calibration_error():
 
 
 def test_splits_are_drawn_by_the_seed_and_have_no_row_in_common():
-    from evidence_tasks import TASKS, load
+    from evidence.tasks import TASKS, load
 
     for name in ("digits-noise20", "wine", "breast-cancer", "digits-cnn"):
         task = TASKS[name]
@@ -93,7 +93,7 @@ def test_splits_are_drawn_by_the_seed_and_have_no_row_in_common():
 def test_a_fifth_of_the_labels_is_wrong_and_none_of_the_test():
     import dataclasses
 
-    from evidence_tasks import TASKS, load
+    from evidence.tasks import TASKS, load
 
     noisy = load(TASKS["digits-noise20"], 0)
     clean = load(dataclasses.replace(TASKS["digits-noise20"], noise=0.0), 0)
@@ -104,8 +104,8 @@ def test_a_fifth_of_the_labels_is_wrong_and_none_of_the_test():
 
 def test_the_network_in_pytorch_is_the_same():
     torch = pytest.importorskip("torch")
-    from evidence_attacks import TorchNetwork
-    from evidence_tasks import NETWORKS
+    from evidence.attacks import TorchNetwork
+    from evidence.tasks import NETWORKS
 
     x = np.random.default_rng(0).random((5, 8, 8, 1)).astype("float32")
     model = NETWORKS["cnn"]((8, 8, 1), 10)
@@ -125,8 +125,8 @@ def test_a_step_is_that_of_fit(optimizer):
     import dataclasses
 
     import keras
-    from evidence_tasks import TASKS, load
-    from evidence_training import BATCH, Trainer
+    from evidence.tasks import TASKS, load
+    from evidence.training import BATCH, Trainer
 
     task = dataclasses.replace(TASKS["digits-100"], epochs=1)
     split = load(task, 0)
@@ -158,7 +158,7 @@ def test_a_step_is_that_of_fit(optimizer):
 
 
 def test_the_comparison_is_paired_and_has_the_interval_of_student():
-    from evidence_statistics import compare
+    from evidence.report.statistics import compare
 
     result = compare([0.6, 0.8, 1.03], [0.5, 0.7, 0.9], ratio=0.5)
     # By hand: differences of 0.1, 0.1, 0.13; t of 2 degrees of freedom is 4.3027.
@@ -178,7 +178,7 @@ def test_the_comparison_is_paired_and_has_the_interval_of_student():
 
 
 def test_the_limit_with_wrong_labels_is_the_maximum_of_its_formula():
-    from evidence_statistics import limit_with_noise
+    from evidence.report.statistics import limit_with_noise
 
     from keras_weissi import largest_log_norm
 
@@ -194,16 +194,16 @@ def test_the_limit_with_wrong_labels_is_the_maximum_of_its_formula():
 def committed():
     """All runs that the results in the repository are made from."""
     sys.path.insert(0, str(BENCHMARKS))
-    from evidence_results import gather
+    from evidence.runs import gather
 
     return gather(BENCHMARKS / "results")
 
 
 def test_the_runs_are_those_that_the_protocol_asks_for(committed):
     """Carries out the search again, and takes the results from the table."""
-    from evidence_search import Budget, trials
-    from evidence_tasks import TASKS, load
-    from evidence_training import METHODS
+    from evidence.search import Budget, trials
+    from evidence.tasks import TASKS, load
+    from evidence.training import METHODS
 
     budget = Budget()
     studies = {}
@@ -240,7 +240,7 @@ def test_the_runs_are_those_that_the_protocol_asks_for(committed):
 
 
 def test_every_number_of_the_report_is_made_from_the_runs(committed):
-    from evidence_report import README, RESULTS, texts
+    from evidence.report.render import README, RESULTS, texts
 
     rendered = texts(committed, README.read_text(encoding="utf-8"))
     for name, text in rendered.items():
@@ -253,7 +253,7 @@ def test_every_number_of_the_report_is_made_from_the_runs(committed):
 
 
 def test_no_result_is_written_into_the_templates_by_hand():
-    from evidence_report import TEMPLATES
+    from evidence.report.render import TEMPLATES
 
     # What is left are levels of confidence, of attacks and of wrong labels.
     allowed = {"95 %", "20 %", "40 %", "5 %", "0.1"}
@@ -267,7 +267,7 @@ def test_no_result_is_written_into_the_templates_by_hand():
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", str(BENCHMARKS / "evidence.py"), *arguments],
+        [sys.executable, "-W", "ignore", str(BENCHMARKS / "evidence"), *arguments],
         capture_output=True,
         text=True,
         timeout=400,

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
-from evidence_tasks import CONVOLUTIONAL, NETWORKS
 
+from evidence.tasks import CONVOLUTIONAL, NETWORKS
 from keras_weissi import WEISSI
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.rescale import balance
@@ -67,10 +67,10 @@ class Trainer:
     """Trains the network of a task with a method and an optimizer, for any seed.
 
     Args:
-        task: `evidence_tasks.Task`.
+        task: `evidence.tasks.Task`.
         method: str, a key of `METHODS`.
         optimizer: `"sgd"` or `"adam"`.
-        split: `evidence_tasks.Split`, for its shapes.
+        split: `evidence.tasks.Split`, for its shapes.
     """
 
     def __init__(self, task, method, optimizer, split):

@@ -5,11 +5,11 @@ import dataclasses
 import functools
 
 import numpy as np
-from evidence_search import choose
-from evidence_tasks import TASKS, load
-from evidence_training import METHODS
 from scipy import stats
 
+from evidence.search import choose
+from evidence.tasks import TASKS, load
+from evidence.training import METHODS
 from keras_weissi import largest_log_norm
 
 REFERENCE = "l2"
@@ -91,7 +91,7 @@ class Evidence:
     """All runs, by task and optimizer.
 
     Args:
-        rows: List of dicts, as `evidence_results.gather` returns them.
+        rows: List of dicts, as `evidence.runs.gather` returns them.
 
     Attributes:
         rows: the same.

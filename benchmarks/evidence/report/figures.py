@@ -3,9 +3,10 @@
 import io
 
 import numpy as np
-from evidence_attacks import NOISE, PGD_EPSILONS
-from evidence_statistics import ACCURACY, DISTANCE, limit, sizes
-from evidence_tasks import TASKS
+
+from evidence.attacks import NOISE, PGD_EPSILONS
+from evidence.report.statistics import ACCURACY, DISTANCE, limit, sizes
+from evidence.tasks import TASKS
 
 COLORS = {"weissi": "tab:red", "l2-balanced": "tab:blue", "l2": "tab:gray"}
 
@@ -14,7 +15,7 @@ def draw_all(evidence, folder):
     """Draws a figure for each setting, `summary.png` and `cliff.png`.
 
     Args:
-        evidence: `evidence_statistics.Evidence`.
+        evidence: `evidence.report.statistics.Evidence`.
         folder: `pathlib.Path`.
     """
     import matplotlib

@@ -23,16 +23,8 @@ import multiprocessing
 import os
 import pathlib
 
-from evidence_results import Results
-from evidence_search import QUICK, Budget, trials
-
-# Each process has one thread: networks this small do not gain from a second.
-os.environ["KERAS_BACKEND"] = "jax"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-)
+from evidence.runs import Results
+from evidence.search import QUICK, Budget, trials
 
 ATTACKED = 200  # test rows
 BINS = 15  # of the calibration error
@@ -40,8 +32,8 @@ BINS = 15  # of the calibration error
 
 def parse_arguments(arguments=None):
     """Reads the command line; a bad value ends the program with one line."""
-    from evidence_tasks import TASKS
-    from evidence_training import METHODS, RATES
+    from evidence.tasks import TASKS
+    from evidence.training import METHODS, RATES
 
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0],
@@ -59,7 +51,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "results",
+        default=pathlib.Path(__file__).parents[1] / "results",
         help="folder for the results",
     )
     parser.add_argument(
@@ -86,15 +78,15 @@ def study(task, optimizer, method, out, budget, report=lambda: None):
     """Searches the strength of one method for a task and trains the final networks.
 
     Args:
-        task: str, a key of `evidence_tasks.TASKS`.
+        task: str, a key of `evidence.tasks.TASKS`.
         optimizer: `"sgd"` or `"adam"`.
-        method: str, a key of `evidence_training.METHODS`.
+        method: str, a key of `evidence.training.METHODS`.
         out: `pathlib.Path`, the folder of the results.
         budget: `Budget`.
         report: Function that is called after each run. Defaults to nothing.
     """
-    from evidence_tasks import TASKS, load
-    from evidence_training import METHODS, Trainer
+    from evidence.tasks import TASKS, load
+    from evidence.training import METHODS, Trainer
 
     results = Results(out)
     task = TASKS[task]
@@ -140,16 +132,17 @@ def evaluate(trainer, weights, split, stage):
     """Returns what is known of a trained network.
 
     Args:
-        trainer: `evidence_training.Trainer`.
+        trainer: `evidence.training.Trainer`.
         weights: list of arrays.
-        split: `evidence_tasks.Split`.
+        split: `evidence.tasks.Split`.
         stage: `"search"`, or `"final"`, which alone sees the test rows.
 
     Returns:
         Dict of floats. Losses that are not finite count as 1e9.
     """
     import numpy as np
-    from evidence_attacks import robustness
+
+    from evidence.attacks import robustness
 
     def measured(x, y):
         logits = trainer.logits(weights, x).astype("float64")
@@ -199,12 +192,10 @@ def main():
     """Runs the benchmark."""
     arguments = parse_arguments()
     if arguments.report:
-        from evidence_report import report
+        from evidence.report.render import report
 
         report(arguments.out)
         return
-    from evidence_tasks import TASKS
-    from evidence_training import METHODS
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -212,6 +203,9 @@ def main():
         TextColumn,
         TimeRemainingColumn,
     )
+
+    from evidence.tasks import TASKS
+    from evidence.training import METHODS
 
     budget = QUICK if arguments.quick else Budget()
     studies = [
@@ -253,7 +247,3 @@ def main():
                 progress.console.print(f"{task}, {optimizer}: {method} is done")
     quick = " --quick" if arguments.quick else ""
     print(f"In {arguments.out}: runs. For tables and figures:{quick} --report")
-
-
-if __name__ == "__main__":
-    main()

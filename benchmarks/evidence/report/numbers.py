@@ -4,8 +4,8 @@ import collections
 import statistics
 
 import numpy as np
-from evidence_search import Budget
-from evidence_statistics import (
+
+from evidence.report.statistics import (
     ACCURACY,
     CLASSIC,
     DISTANCE,
@@ -16,8 +16,9 @@ from evidence_statistics import (
     limit_with_noise,
     sizes,
 )
-from evidence_tasks import CONVOLUTIONAL, TASKS
-from evidence_training import METHODS, RATES
+from evidence.search import Budget
+from evidence.tasks import CONVOLUTIONAL, TASKS
+from evidence.training import METHODS, RATES
 
 FMN = "fmn"
 MEASURES = {
@@ -35,7 +36,7 @@ class Numbers:
     """Numbers for the text of the evidence.
 
     Args:
-        evidence: `evidence_statistics.Evidence`.
+        evidence: `evidence.report.statistics.Evidence`.
 
     Attributes:
         evidence: the same.

@@ -4,14 +4,14 @@ import os
 import pathlib
 import re
 
-from evidence_figures import draw_all
-from evidence_results import gather, write
-from evidence_statistics import Evidence
-from evidence_tables import Tables
+from evidence.report.figures import draw_all
+from evidence.report.statistics import Evidence
+from evidence.report.tables import Tables
+from evidence.runs import gather, write
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
-RESULTS = pathlib.Path(__file__).parent / "results"
-README = pathlib.Path(__file__).parent.parent / "README.md"
+RESULTS = pathlib.Path(__file__).parents[2] / "results"
+README = pathlib.Path(__file__).parents[3] / "README.md"
 SECTION = re.compile(r"(<!-- evidence -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 
 

@@ -1,7 +1,15 @@
 """The tables of the evidence, as Markdown."""
 
-from evidence_numbers import BALANCED_L2, FMN, MEASURES, NAMES, Numbers, named, signed
-from evidence_statistics import (
+from evidence.report.numbers import (
+    BALANCED_L2,
+    FMN,
+    MEASURES,
+    NAMES,
+    Numbers,
+    named,
+    signed,
+)
+from evidence.report.statistics import (
     DISTANCE,
     REFERENCE,
     is_percent,
@@ -9,7 +17,7 @@ from evidence_statistics import (
     limit_with_noise,
     sizes,
 )
-from evidence_tasks import TASKS
+from evidence.tasks import TASKS
 
 OTHERS = {
     "fmn": "FMN",
