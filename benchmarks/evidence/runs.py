@@ -1,19 +1,24 @@
-"""The raw results of the evidence: a row for each run, in one table."""
+"""The raw results: one row for each run, gathered in one table, `runs.csv`."""
 
 import csv
+import io
 import json
 import os
 
 KEYS = ("task", "optimizer", "method", "strength", "stage", "seed")
+# How strong the attacks of a final run are: part of the names of its columns, such as
+# `pgd_0.1` and `noise_0.2`.
+PGD_EPSILONS = (0.025, 0.05, 0.1, 0.15)
+NOISE = (0.1, 0.2, 0.4)
 
 
-class Results:
-    """The results of runs: a file for each, so that none is done twice.
+class Runs:
+    """The runs that are done: a file for each, so that none is repeated.
 
-    Those that have been gathered into the table before count as well.
+    Runs that are in the table already count as well.
 
     Args:
-        folder: `pathlib.Path`.
+        folder: `pathlib.Path`, of the results.
     """
 
     def __init__(self, folder):
@@ -25,24 +30,18 @@ class Results:
         return self.done.get(key_of(run))
 
     def put(self, run, result):
-        """Writes the results of a run in one go, and returns them as they are kept."""
-        path = self._path(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        """Writes the results of a run and returns them with the digits it keeps."""
+        folder = self.folder / f"{run['task']}_{run['optimizer']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{run['method']}_{run['strength']:.6g}_{run['stage']}_{run['seed']}"
         row = rounded({**run, **result})
-        temporary.write_text(json.dumps(row))
-        os.replace(temporary, path)
+        write_at_once(folder / f"{name}.json", json.dumps(row))
         self.done[key_of(run)] = row
         return row
 
-    def _path(self, run):
-        folder = self.folder / f"{run['task']}_{run['optimizer']}"
-        name = f"{run['method']}_{run['strength']:.6g}_{run['stage']}_{run['seed']}"
-        return folder / f"{name}.json"
-
 
 def gather(folder):
-    """Reads the results of all runs, those gathered before and those since.
+    """Reads all runs: those in the table, and those that have only a file so far.
 
     Args:
         folder: `pathlib.Path`, of the results.
@@ -64,24 +63,44 @@ def gather(folder):
 
 
 def key_of(run):
-    """Returns what tells a run from all others, as a tuple."""
+    """Returns what identifies a run, as a tuple."""
     return tuple(f"{run[key]:.6g}" if key == "strength" else run[key] for key in KEYS)
 
 
-def write(rows, path):
-    """Writes runs to a CSV file, which is replaced in one go."""
+def write_table(rows, path):
+    """Writes runs to a CSV file.
+
+    Args:
+        rows: List of dicts.
+        path: `pathlib.Path`.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for row in rows:
-            # The curves of the search, of which there are many, tell little.
-            kept = {k: v for k, v in row.items() if k != "curves"}
-            if row["stage"] == "final":
-                kept["curves"] = json.dumps(row["curves"])
-            writer.writerow(kept)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    for row in rows:
+        # The searches have too many curves to keep.
+        kept = {k: v for k, v in row.items() if k != "curves"}
+        if row["stage"] == "final":
+            kept["curves"] = json.dumps(row["curves"])
+        writer.writerow(kept)
+    write_at_once(path, text.getvalue())
+
+
+def write_at_once(path, text):
+    """Writes a file so that a killed process never leaves half of it."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)
+
+
+def rounded(values):
+    """Rounds results to six digits, so that they read back as they were written."""
+    if isinstance(values, dict):
+        return {key: rounded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value) for value in values]
+    return float(f"{values:.6g}") if isinstance(values, float) else values
 
 
 def _parsed(text):
@@ -89,12 +108,3 @@ def _parsed(text):
         return json.loads(text)
     except ValueError:
         return text
-
-
-def rounded(values):
-    """Returns results with as many digits as are kept: they are the same when read."""
-    if isinstance(values, dict):
-        return {key: rounded(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [rounded(value) for value in values]
-    return float(f"{values:.6g}") if isinstance(values, float) else values

@@ -1,12 +1,15 @@
-"""The figures of the evidence, made from the raw results alone."""
+"""The figures of the report."""
 
 import io
 
 import numpy as np
+from matplotlib import pyplot as plt
+from PIL import Image
 
-from evidence.attacks import NOISE, PGD_EPSILONS
-from evidence.report.statistics import ACCURACY, DISTANCE, limit, sizes
-from evidence.tasks import TASKS
+from evidence.report.limits import limit
+from evidence.report.statistics import ACCURACY, DISTANCE
+from evidence.runs import NOISE, PGD_EPSILONS
+from evidence.tasks import TASKS, sizes
 
 COLORS = {"weissi": "tab:red", "l2-balanced": "tab:blue", "l2": "tab:gray"}
 
@@ -18,9 +21,7 @@ def draw_all(evidence, folder):
         evidence: `evidence.report.statistics.Evidence`.
         folder: `pathlib.Path`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
+    plt.switch_backend("Agg")
     folder.mkdir(exist_ok=True)
     for task, optimizer in evidence.settings:
         _save(
@@ -33,8 +34,6 @@ def draw_all(evidence, folder):
 
 
 def _draw_setting(evidence, setting):
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     (attacked, noisy), (norms, gradients) = axes
     colors = plt.get_cmap("tab10")
@@ -65,8 +64,6 @@ def _draw_setting(evidence, setting):
 
 
 def _draw_summary(evidence, settings):
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(
         1, 2, figsize=(11, 7), sharey=True, layout="constrained"
     )
@@ -110,8 +107,6 @@ def _draw_summary(evidence, settings):
 
 
 def _draw_cliff(evidence, settings):
-    import matplotlib.pyplot as plt
-
     methods = ("weissi", "weissi-balanced", "l2")
     kinds = ("10 classes, clean labels", "10 classes, wrong labels", "2 or 3 classes")
     figure, axes = plt.subplots(
@@ -154,12 +149,9 @@ def _kind(task):
 
 
 def _save(figure, path):
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=80)
     plt.close(figure)
-    # A picture of lines needs few colors, and is a third of the size with them.
+    # Lines need few colors, and the file is then a third of the size.
     image = Image.open(drawn).convert("RGB").quantize(255)
     image.save(path.with_suffix(".png"), optimize=True)
