@@ -18,11 +18,12 @@ from keras_weissi import largest_log_norm
 if BACKEND != "jax":
     pytest.skip("runs on JAX alone", allow_module_level=True)
 
-BENCHMARKS = ROOT / "benchmarks"
+BENCHMARKS, README = ROOT / "benchmarks", ROOT / "README.md"
 sys.path.insert(0, str(BENCHMARKS))
 # The package sets the environment for its own processes, not for these tests.
 with mock.patch.dict(os.environ):
     from evidence.report.limits import largest_pull
+    from evidence.report.numbers import Numbers
     from evidence.report.statistics import Evidence, compare
     from evidence.runs import gather
     from evidence.search import Budget, choose, trials
@@ -224,7 +225,7 @@ def test_the_runs_are_those_that_the_protocol_asks_for(committed):
 
 def test_every_number_of_the_report_is_made_from_the_runs(committed):
     pytest.importorskip("jinja2")
-    from evidence.report.render import README, RESULTS, texts
+    from evidence.report.render import RESULTS, texts
 
     rendered = texts(Evidence(committed), README.read_text(encoding="utf-8"))
     for name, text in rendered.items():
@@ -234,6 +235,46 @@ def test_every_number_of_the_report_is_made_from_the_runs(committed):
     assert {"summary.png", "cliff.png", "digits-noise20_sgd.png"} <= pictures
     size = sum(path.stat().st_size for path in RESULTS.rglob("*") if path.is_file())
     assert size < 5e6
+
+
+def test_what_the_report_says_in_words_is_so(committed):
+    numbers = Numbers(Evidence(committed))
+    compared = [method for method in METHODS if method != "l2"]
+    for method in (*compared, "picked"):
+        assert numbers.counts(method, corrected=True)["win"] == 0
+    for measures in (["deepfool"], ["test_accuracy", "deepfool"]):
+        gains = {
+            m: sum(numbers.counts(m, k)["win"] for k in measures) for m in compared
+        }
+        assert max(gains, key=gains.get) == "l2-balanced"
+        assert sorted(gains.values())[-1] > sorted(gains.values())[-2]
+    marked = numbers.marked(("breast-cancer", "adam"), "l2-balanced", "deepfool")
+    assert marked.endswith("▲†")
+    assert numbers.difference("wine", "sgd", "l2-balanced") == "+0.00 [+0.00, +0.00]"
+
+
+def test_the_summary_in_the_readme_is_short():
+    summary = README.read_text(encoding="utf-8").split("<!-- evidence -->\n")[1]
+    summary = summary.split("<!-- end of evidence -->")[0]
+    assert len(summary.splitlines()) <= 5
+    assert "(benchmarks/results/RESULTS.md)" in summary
+
+
+def test_partial_results_are_compared_on_the_seeds_that_both_have(committed):
+    setting, left_out = ("wine", "sgd"), ("wine", "sgd", "none", "final", 205)
+    keys = ("task", "optimizer", "method", "stage", "seed")
+    evidence = Evidence([r for r in committed if tuple(r[k] for k in keys) != left_out])
+    found = evidence.against(setting, "none")
+    whole = Evidence(committed)
+    pairs = zip(whole.finals(setting, "none"), whole.finals(setting, "l2"), strict=True)
+    expected = [
+        one["test_accuracy"] - two["test_accuracy"]
+        for one, two in pairs
+        if one["seed"] != 205
+    ]
+    assert found.difference == pytest.approx(np.mean(expected))
+    without = Evidence([row for row in committed if row["method"] != "l2"])
+    assert without.settings == []
 
 
 def test_no_result_is_written_into_the_templates_by_hand():

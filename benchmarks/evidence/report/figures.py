@@ -7,11 +7,17 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from evidence.report.limits import limit
-from evidence.report.statistics import ACCURACY, DISTANCE
+from evidence.report.statistics import (
+    ACCURACY,
+    BALANCED_L2,
+    DISTANCE,
+    FORMS,
+    REFERENCE,
+)
 from evidence.runs import NOISE, PGD_EPSILONS
 from evidence.tasks import TASKS, sizes
 
-COLORS = {"weissi": "tab:red", "l2-balanced": "tab:blue", "l2": "tab:gray"}
+COLORS = {"weissi": "tab:red", BALANCED_L2: "tab:blue", "l2": "tab:gray"}
 
 
 def draw_all(evidence, folder):
@@ -27,7 +33,8 @@ def draw_all(evidence, folder):
         _save(
             _draw_setting(evidence, (task, optimizer)), folder / f"{task}_{optimizer}"
         )
-    compared = [s for s in evidence.settings if "l2-balanced" in evidence.methods(s)]
+    needed = {REFERENCE, BALANCED_L2, *FORMS}
+    compared = [s for s in evidence.settings if needed <= set(evidence.methods(s))]
     if compared:
         _save(_draw_summary(evidence, compared), folder / "summary")
         _save(_draw_cliff(evidence, compared), folder / "cliff")
@@ -69,7 +76,7 @@ def _draw_summary(evidence, settings):
     )
     places = np.arange(len(settings))[::-1]
     for ax, measure in zip(axes, (ACCURACY, DISTANCE), strict=True):
-        for label, offset in (("weissi", 0.15), ("l2-balanced", -0.15)):
+        for label, offset in (("weissi", 0.15), (BALANCED_L2, -0.15)):
             compared = [
                 evidence.against(
                     setting,
@@ -87,7 +94,7 @@ def _draw_summary(evidence, settings):
                 color=COLORS[label],
                 label={
                     "weissi": "WEISSI, the form that validation chose",
-                    "l2-balanced": "L2 with ScaleBalancer",
+                    BALANCED_L2: "L2 with ScaleBalancer",
                 }[label],
             )
         ax.axvline(0, color="black", linewidth=1)

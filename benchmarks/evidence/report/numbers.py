@@ -22,9 +22,9 @@ MEASURES = {
     ACCURACY: "test accuracy, %",
     DISTANCE: "median smallest perturbation (DeepFool)",
 }
-BALANCED_L2 = "l2-balanced"
 NAMES = {"sgd": "SGD", "adam": "Adam"}
 MARKS = {"win": " ▲", "tie": "", "loss": " ▼"}
+REMAINS = "†"  # with the correction for splits that share rows
 POOR = 1.5  # a network has collapsed if its accuracy is below the highest divided by it
 EXTRA = ("width-64", "width-512")  # not tasks of the comparison
 
@@ -86,23 +86,24 @@ class Numbers:
         """Returns the difference of two methods with its interval.
 
         It is in points for a measure in percent, and otherwise in percent of the
-        other method's.
+        other method's mean.
         """
         found = self.compared((task, optimizer), method, measure, reference)
         unit = 100 if is_percent(measure) else 100 / found.base
         digits = 2 if is_percent(measure) else 1
         values = [found.difference, found.low, found.high]
         values = [signed(value * unit, digits) for value in values]
-        return f"{values[0]} [{values[1]}, {values[2]}]"
+        return f"{values[0]} [{values[1]}, {values[2]}]{_remains(found)}"
 
     def marked(self, setting, method, measure):
-        """Returns the difference to L2, half its interval, and a mark if not a tie."""
+        """Returns the difference to L2, half its interval, and marks if not a tie."""
         found = self.compared(setting, method, measure)
         unit = 100 if is_percent(measure) else 100 / found.base
         sign = "" if is_percent(measure) else " %"
         digits = 2 if is_percent(measure) else 0
         text = f"{signed(found.difference * unit, digits)}{sign}"
-        return f"{text} ± {found.error * unit:.{digits}f}{MARKS[found.verdict()]}"
+        text = f"{text} ± {found.error * unit:.{digits}f}"
+        return f"{text}{MARKS[found.verdict()]}{_remains(found)}"
 
     def counts(self, method, measure=ACCURACY, corrected=False, reference=REFERENCE):
         """Returns the number of wins, ties and losses of a method, as a dict."""
@@ -224,6 +225,10 @@ class Numbers:
         """Returns the smallest strength at which networks collapse, in limits."""
         found = [self.cliff(s, method)[1] / limit(s[0]) for s in self.settings]
         return f"{min(found):.2f}"
+
+
+def _remains(found):
+    return "" if found.verdict(corrected=True) == "tie" else REMAINS
 
 
 def signed(value, digits):

@@ -60,10 +60,10 @@ def write_report(folder):
         folder: `pathlib.Path`, of the results.
     """
     rows = gather(folder)
-    if not rows:
-        raise SystemExit(f"there are no results in {folder}: run the benchmark first")
-    write_table(rows, folder / "runs.csv")
     evidence = Evidence(rows)
+    if not evidence.settings:
+        raise SystemExit(f"there are no final runs of l2 in {folder} to compare with")
+    write_table(rows, folder / "runs.csv")
     draw_all(evidence, folder / "figures")
     if folder.resolve() == RESULTS:
         for name, text in texts(evidence, README.read_text(encoding="utf-8")).items():

@@ -10,7 +10,7 @@ from evidence.search import choose
 from evidence.tasks import TASKS, sizes
 from evidence.training import METHODS
 
-REFERENCE = "l2"
+REFERENCE, BALANCED_L2 = "l2", "l2-balanced"
 ACCURACY, DISTANCE = "test_accuracy", "deepfool"
 FORMS = ("weissi", "weissi-both", "weissi-balanced")  # of this package
 CLASSIC = ("l2", "l1l2", "decay", "orthogonal")  # of Keras
@@ -94,7 +94,8 @@ class Evidence:
 
     Attributes:
         rows: List of dicts, as given.
-        settings: List of pairs of a task and an optimizer, in the order of the tasks.
+        settings: List of pairs of a task and an optimizer, in the order of the tasks:
+            those in which the reference, L2, has final runs.
     """
 
     def __init__(self, rows):
@@ -109,9 +110,11 @@ class Evidence:
             else:
                 strength = self._searched[study].setdefault(row["strength"], [])
                 strength.append((row["validation_accuracy"], row["validation_loss"]))
-        found = {study[:2] for study in self._finals}
         self.settings = [
-            (t, o) for t in TASKS for o in ("sgd", "adam") if (t, o) in found
+            (task, optimizer)
+            for task in TASKS
+            for optimizer in ("sgd", "adam")
+            if (task, optimizer, REFERENCE) in self._finals
         ]
 
     def methods(self, setting):
@@ -133,11 +136,13 @@ class Evidence:
         return self.finals(setting, method)[0]["strength"]
 
     def against(self, setting, method, measure=ACCURACY, reference=REFERENCE):
-        """Compares two methods as `compare` does."""
+        """Compares two methods on the seeds that both have, as `compare` does."""
         size = sizes(setting[0])
+        ours, others = (self._finals[(*setting, m)] for m in (method, reference))
+        seeds = sorted(ours.keys() & others.keys())
         return compare(
-            [row[measure] for row in self.finals(setting, method)],
-            [row[measure] for row in self.finals(setting, reference)],
+            [ours[seed][measure] for seed in seeds],
+            [others[seed][measure] for seed in seeds],
             size.test / size.train,
         )
 

@@ -1,15 +1,8 @@
 """The tables of the report, as Markdown."""
 
 from evidence.report.limits import limit, limit_with_noise
-from evidence.report.numbers import (
-    BALANCED_L2,
-    FMN,
-    MEASURES,
-    NAMES,
-    named,
-    signed,
-)
-from evidence.report.statistics import DISTANCE, REFERENCE, is_percent
+from evidence.report.numbers import FMN, MEASURES, NAMES, named, signed
+from evidence.report.statistics import BALANCED_L2, DISTANCE, REFERENCE, is_percent
 
 OTHERS = {
     "fmn": "FMN",
@@ -88,14 +81,17 @@ class Tables:
         for method in [*(m for m in methods if m != REFERENCE), "picked"]:
             row = ["**WEISSI, form by validation**" if method == "picked" else method]
             for measure in (*MEASURES, FMN):
-                counts = numbers.counts(method, measure)
-                row.append(f"{counts['win']} / {counts['tie']} / {counts['loss']}")
+                for corrected in (False, True):
+                    counts = numbers.counts(method, measure, corrected)
+                    row.append(" / ".join(map(str, counts.values())))
             worst = min(
                 numbers.compared(s, method).difference for s in numbers.settings
             )
             rows.append([*row, f"{100 * worst:+.1f}"])
-        header = ["method", "accuracy: wins / ties / losses", "DeepFool", "FMN"]
-        return _table([*header, "worst accuracy, points"], rows, "lrrrr")
+        header = ["method"]
+        for measure in ("accuracy", "DeepFool", "FMN"):
+            header += [measure, f"{measure}, corrected"]
+        return _table([*header, "worst accuracy, points"], rows, "lrrrrrrr")
 
     def cliff(self):
         """Returns where the log penalty is chosen, and where networks collapse."""
