@@ -1,26 +1,38 @@
 """The benchmark of the evidence: its protocol, and that it runs and resumes."""
 
 import csv
+import dataclasses
 import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
+import keras
 import numpy as np
 import pytest
 from helpers import BACKEND, ROOT
 
-pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="runs on JAX alone")
-BENCHMARKS = ROOT / "benchmarks"
+from keras_weissi import largest_log_norm
 
+if BACKEND != "jax":
+    pytest.skip("runs on JAX alone", allow_module_level=True)
 
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+BENCHMARKS, README = ROOT / "benchmarks", ROOT / "README.md"
+sys.path.insert(0, str(BENCHMARKS))
+# The package sets the environment for its own processes, not for these tests.
+with mock.patch.dict(os.environ):
+    from evidence.report.limits import largest_pull
+    from evidence.report.numbers import Numbers
+    from evidence.report.statistics import Evidence, compare
+    from evidence.runs import gather
+    from evidence.search import Budget, choose, trials
+    from evidence.study import calibration_error
+    from evidence.tasks import NETWORKS, TASKS, load
+    from evidence.training import BATCH, METHODS, Trainer
 
 
 def test_trials_widen_and_refine_and_are_equally_many():
-    from evidence_search import trials
 
     for best in (1e-4, 0.01, 0.013, 0.7):
         tried = []
@@ -37,8 +49,6 @@ def test_trials_widen_and_refine_and_are_equally_many():
 
 
 def test_trials_find_a_best_that_stands_next_to_the_collapse():
-    from evidence_search import trials
-
     def judge(strength):
         return (0.1, 2.3) if strength > 0.8 else (0.9, -np.log(max(strength, 0.1)))
 
@@ -46,8 +56,6 @@ def test_trials_find_a_best_that_stands_next_to_the_collapse():
 
 
 def test_of_accuracies_within_the_standard_error_the_least_loss_is_chosen():
-    from evidence_search import choose
-
     # By hand: sqrt(0.9 * 0.1 / 900) = 0.01.
     judged = {1.0: (0.9, 0.5), 2.0: (0.8901, 0.3), 3.0: (0.8899, 0.1)}
     assert choose(judged, 900) == 2.0
@@ -55,7 +63,8 @@ def test_of_accuracies_within_the_standard_error_the_least_loss_is_chosen():
 
 
 def test_methods_that_a_task_does_not_compare_are_refused(capsys):
-    from evidence import parse_arguments
+    pytest.importorskip("jinja2")
+    from evidence.__main__ import parse_arguments
 
     arguments = ["--task", "width-64", "--method"]
     assert parse_arguments([*arguments, "none", "l2"]).method == ["none", "l2"]
@@ -65,8 +74,6 @@ def test_methods_that_a_task_does_not_compare_are_refused(capsys):
 
 
 def test_calibration_error():
-    from evidence import calibration_error
-
     sure = np.array([[0.9, 0.1]] * 10)
     labels = np.array([0] * 9 + [1])
     assert calibration_error(sure, labels) == pytest.approx(0.0)
@@ -74,8 +81,6 @@ def test_calibration_error():
 
 
 def test_splits_are_drawn_by_the_seed_and_have_no_row_in_common():
-    from evidence_tasks import TASKS, load
-
     for name in ("digits-noise20", "wine", "breast-cancer", "digits-cnn"):
         task = TASKS[name]
         one, same, other = load(task, 1), load(task, 1), load(task, 2)
@@ -91,10 +96,6 @@ def test_splits_are_drawn_by_the_seed_and_have_no_row_in_common():
 
 
 def test_a_fifth_of_the_labels_is_wrong_and_none_of_the_test():
-    import dataclasses
-
-    from evidence_tasks import TASKS, load
-
     noisy = load(TASKS["digits-noise20"], 0)
     clean = load(dataclasses.replace(TASKS["digits-noise20"], noise=0.0), 0)
     assert np.mean(noisy.y != clean.y) == pytest.approx(0.2, abs=0.04)
@@ -103,9 +104,9 @@ def test_a_fifth_of_the_labels_is_wrong_and_none_of_the_test():
 
 
 def test_the_network_in_pytorch_is_the_same():
+    pytest.importorskip("foolbox")
     torch = pytest.importorskip("torch")
-    from evidence_attacks import TorchNetwork
-    from evidence_tasks import NETWORKS
+    from evidence.attacks import TorchNetwork
 
     x = np.random.default_rng(0).random((5, 8, 8, 1)).astype("float32")
     model = NETWORKS["cnn"]((8, 8, 1), 10)
@@ -122,12 +123,6 @@ def test_the_network_in_pytorch_is_the_same():
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_step_is_that_of_fit(optimizer):
     """Trains an epoch with L2 as a user would, and by the benchmark."""
-    import dataclasses
-
-    import keras
-    from evidence_tasks import TASKS, load
-    from evidence_training import BATCH, Trainer
-
     task = dataclasses.replace(TASKS["digits-100"], epochs=1)
     split = load(task, 0)
     trainer = Trainer(task, "l2", optimizer, split)
@@ -158,8 +153,6 @@ def test_a_step_is_that_of_fit(optimizer):
 
 
 def test_the_comparison_is_paired_and_has_the_interval_of_student():
-    from evidence_statistics import compare
-
     result = compare([0.6, 0.8, 1.03], [0.5, 0.7, 0.9], ratio=0.5)
     # By hand: differences of 0.1, 0.1, 0.13; t of 2 degrees of freedom is 4.3027.
     half = 4.3027 * np.std([0.1, 0.1, 0.13], ddof=1) / np.sqrt(3)
@@ -178,33 +171,24 @@ def test_the_comparison_is_paired_and_has_the_interval_of_student():
 
 
 def test_the_limit_with_wrong_labels_is_the_maximum_of_its_formula():
-    from evidence_statistics import limit_with_noise
-
-    from keras_weissi import largest_log_norm
-
     x = np.linspace(0, 30, 300_001)
     p = np.exp(x) / (np.exp(x) + 9)
     for noise in (0.2, 0.4):
         expected = (x * (1 - noise - p)).max()
-        assert limit_with_noise(10, noise) == pytest.approx(expected, abs=1e-6)
-    assert limit_with_noise(3, 0.0) == pytest.approx(largest_log_norm(3), abs=1e-8)
+        assert largest_pull(10, noise) == pytest.approx(expected, abs=1e-6)
+    assert largest_pull(3, 0.0) == pytest.approx(largest_log_norm(3), abs=1e-8)
 
 
 @pytest.fixture(scope="module")
 def committed():
     """All runs that the results in the repository are made from."""
     sys.path.insert(0, str(BENCHMARKS))
-    from evidence_results import gather
 
     return gather(BENCHMARKS / "results")
 
 
 def test_the_runs_are_those_that_the_protocol_asks_for(committed):
     """Carries out the search again, and takes the results from the table."""
-    from evidence_search import Budget, trials
-    from evidence_tasks import TASKS, load
-    from evidence_training import METHODS
-
     budget = Budget()
     studies = {}
     for row in committed:
@@ -240,9 +224,10 @@ def test_the_runs_are_those_that_the_protocol_asks_for(committed):
 
 
 def test_every_number_of_the_report_is_made_from_the_runs(committed):
-    from evidence_report import README, RESULTS, texts
+    pytest.importorskip("jinja2")
+    from evidence.report.render import RESULTS, texts
 
-    rendered = texts(committed, README.read_text(encoding="utf-8"))
+    rendered = texts(Evidence(committed), README.read_text(encoding="utf-8"))
     for name, text in rendered.items():
         path = README if name == "README.md" else RESULTS / name
         assert path.read_text(encoding="utf-8") == text, f"{name}: run --report"
@@ -252,8 +237,49 @@ def test_every_number_of_the_report_is_made_from_the_runs(committed):
     assert size < 5e6
 
 
+def test_what_the_report_says_in_words_is_so(committed):
+    numbers = Numbers(Evidence(committed))
+    compared = [method for method in METHODS if method != "l2"]
+    for method in (*compared, "picked"):
+        assert numbers.counts(method, corrected=True)["win"] == 0
+    for measures in (["deepfool"], ["test_accuracy", "deepfool"]):
+        gains = {
+            m: sum(numbers.counts(m, k)["win"] for k in measures) for m in compared
+        }
+        assert max(gains, key=gains.get) == "l2-balanced"
+        assert sorted(gains.values())[-1] > sorted(gains.values())[-2]
+    marked = numbers.marked(("breast-cancer", "adam"), "l2-balanced", "deepfool")
+    assert marked.endswith("▲†")
+    assert numbers.difference("wine", "sgd", "l2-balanced") == "+0.00 [+0.00, +0.00]"
+
+
+def test_the_summary_in_the_readme_is_short():
+    summary = README.read_text(encoding="utf-8").split("<!-- evidence -->\n")[1]
+    summary = summary.split("<!-- end of evidence -->")[0]
+    assert len(summary.splitlines()) <= 5
+    assert "(benchmarks/results/RESULTS.md)" in summary
+
+
+def test_partial_results_are_compared_on_the_seeds_that_both_have(committed):
+    setting, left_out = ("wine", "sgd"), ("wine", "sgd", "none", "final", 205)
+    keys = ("task", "optimizer", "method", "stage", "seed")
+    evidence = Evidence([r for r in committed if tuple(r[k] for k in keys) != left_out])
+    found = evidence.against(setting, "none")
+    whole = Evidence(committed)
+    pairs = zip(whole.finals(setting, "none"), whole.finals(setting, "l2"), strict=True)
+    expected = [
+        one["test_accuracy"] - two["test_accuracy"]
+        for one, two in pairs
+        if one["seed"] != 205
+    ]
+    assert found.difference == pytest.approx(np.mean(expected))
+    without = Evidence([row for row in committed if row["method"] != "l2"])
+    assert without.settings == []
+
+
 def test_no_result_is_written_into_the_templates_by_hand():
-    from evidence_report import TEMPLATES
+    pytest.importorskip("jinja2")
+    from evidence.report.render import TEMPLATES
 
     # What is left are levels of confidence, of attacks and of wrong labels.
     allowed = {"95 %", "20 %", "40 %", "5 %", "0.1"}
@@ -267,7 +293,7 @@ def test_no_result_is_written_into_the_templates_by_hand():
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", str(BENCHMARKS / "evidence.py"), *arguments],
+        [sys.executable, "-W", "ignore", str(BENCHMARKS / "evidence"), *arguments],
         capture_output=True,
         text=True,
         timeout=400,

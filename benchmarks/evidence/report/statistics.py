@@ -1,36 +1,35 @@
-"""What follows from the runs: means, intervals, paired tests, and who wins."""
+"""What follows from the runs: means, intervals, paired tests, wins and losses."""
 
 import collections
 import dataclasses
-import functools
 
 import numpy as np
-from evidence_search import choose
-from evidence_tasks import TASKS, load
-from evidence_training import METHODS
 from scipy import stats
 
-from keras_weissi import largest_log_norm
+from evidence.search import choose
+from evidence.tasks import TASKS, sizes
+from evidence.training import METHODS
 
-REFERENCE = "l2"
+REFERENCE, BALANCED_L2 = "l2", "l2-balanced"
 ACCURACY, DISTANCE = "test_accuracy", "deepfool"
-FORMS = ("weissi", "weissi-both", "weissi-balanced")  # that this package has
-CLASSIC = ("l2", "l1l2", "decay", "orthogonal")  # that Keras has
-PERCENT = (ACCURACY, "calibration_error", "pgd", "noise")  # beginnings of measures
+FORMS = ("weissi", "weissi-both", "weissi-balanced")  # of this package
+CLASSIC = ("l2", "l1l2", "decay", "orthogonal")  # of Keras
+PERCENT = (ACCURACY, "calibration_error", "pgd", "noise")  # prefixes of measures
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A method next to another, on the same seeds.
+    """A method compared with another on the same seeds.
 
     Attributes:
-        mean: float, of the method.
+        mean: float, the mean of the method.
         half: float, half the 95 % confidence interval of the mean, by Student's t.
-        base: float, the mean of the other.
-        difference: float, the mean difference to the other.
-        error: float, half the 95 % confidence interval of the difference.
-        corrected: float, the same when splits of one data set are not taken to be
-            independent (Nadeau & Bengio, 2003).
+        base: float, the mean of the other method.
+        difference: float, the mean difference to the other method.
+        error: float, half the 95 % confidence interval of the difference, as if all
+            runs were independent.
+        corrected: float, the same with a correction for splits that share rows (Nadeau
+            & Bengio, 2003).
         p: float, of the paired t-test.
     """
 
@@ -64,9 +63,9 @@ def compare(values, base, ratio=0.0):
     """Compares two methods.
 
     Args:
-        values: List of floats, of the final runs.
-        base: List of floats, of the other method, in the order of the same seeds.
-        ratio: float, how many rows are for the test for one that is for training.
+        values: List of floats, one for each final run.
+        base: List of floats, those of the other method with the same seeds.
+        ratio: float, the number of test rows for each training row. Defaults to `0.0`.
 
     Returns:
         `Comparison`.
@@ -91,11 +90,12 @@ class Evidence:
     """All runs, by task and optimizer.
 
     Args:
-        rows: List of dicts, as `evidence_results.gather` returns them.
+        rows: List of dicts, as `evidence.runs.gather` returns them.
 
     Attributes:
-        rows: the same.
-        settings: list of pairs of a task and an optimizer, in the order of the tasks.
+        rows: List of dicts, as given.
+        settings: List of pairs of a task and an optimizer, in the order of the tasks:
+            those in which the reference, L2, has final runs.
     """
 
     def __init__(self, rows):
@@ -110,9 +110,11 @@ class Evidence:
             else:
                 strength = self._searched[study].setdefault(row["strength"], [])
                 strength.append((row["validation_accuracy"], row["validation_loss"]))
-        found = {study[:2] for study in self._finals}
         self.settings = [
-            (t, o) for t in TASKS for o in ("sgd", "adam") if (t, o) in found
+            (task, optimizer)
+            for task in TASKS
+            for optimizer in ("sgd", "adam")
+            if (task, optimizer, REFERENCE) in self._finals
         ]
 
     def methods(self, setting):
@@ -130,20 +132,22 @@ class Evidence:
         return {s: tuple(np.mean(tried[s], axis=0)) for s in sorted(tried)}
 
     def strength(self, setting, method):
-        """Returns the strength that the search has chosen."""
+        """Returns the strength that the search chose."""
         return self.finals(setting, method)[0]["strength"]
 
     def against(self, setting, method, measure=ACCURACY, reference=REFERENCE):
-        """Compares two methods, see `compare`."""
+        """Compares two methods on the seeds that both have, as `compare` does."""
         size = sizes(setting[0])
+        ours, others = (self._finals[(*setting, m)] for m in (method, reference))
+        seeds = sorted(ours.keys() & others.keys())
         return compare(
-            [row[measure] for row in self.finals(setting, method)],
-            [row[measure] for row in self.finals(setting, reference)],
+            [ours[seed][measure] for seed in seeds],
+            [others[seed][measure] for seed in seeds],
             size.test / size.train,
         )
 
     def picked(self, setting, methods=FORMS):
-        """Returns which of several methods the validation rows say is the best."""
+        """Returns which of several methods is best on the validation rows."""
         if (setting, methods) not in self._picked:
             judged, rows = {}, 0
             for method in methods:
@@ -162,12 +166,13 @@ class Evidence:
         )
 
     def correlation(self, setting, one, two):
-        """Returns Spearman's correlation of two measures' means over the methods.
+        """Returns Spearman's rank correlation of two measures over the methods.
 
         Args:
-            setting: pair of a task and an optimizer.
-            one: str, a measure, or a key of the curves, whose last value counts.
-            two: str, likewise.
+            setting: Pair of a task and an optimizer.
+            one: str, a measure, or a key of the curves, of which the last value is
+                taken.
+            two: str, the same for the other measure.
         """
         means = [
             [
@@ -179,51 +184,8 @@ class Evidence:
         return float(stats.spearmanr(*means).statistic)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """How many rows and classes a task has."""
-
-    train: int
-    validation: int
-    test: int
-    classes: int
-
-
-@functools.cache
-def sizes(task):
-    """Returns the `Sizes` of a task."""
-    split = load(TASKS[task], 0)
-    parts = (split.y, split.y_validation, split.y_test)
-    return Sizes(*map(len, parts), split.classes)
-
-
-def limit(task):
-    """Returns the largest coefficient of the log norm that a task can bear."""
-    return largest_log_norm(sizes(task).classes)
-
-
-def limit_with_noise(classes, noise):
-    """Returns the same for a network that fits no label that is wrong.
-
-    With logits `x` for the right class and 0 for all others,
-    `max over x of x * (1 - noise - p(x))`, where `p(x)` is the probability of the
-    right class.
-
-    Args:
-        classes: int.
-        noise: float, the part of the labels that is wrong.
-    """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import expit
-
-    def pull(x):
-        return -x * (1 - noise - expit(x - np.log(classes - 1)))
-
-    return -minimize_scalar(pull, bounds=(0, 50), method="bounded").fun
-
-
 def is_percent(measure):
-    """Whether a measure is a part of 1 that is shown in percent."""
+    """Returns whether a measure is a fraction that is shown in percent."""
     return measure.startswith(PERCENT)
 
 

@@ -1,15 +1,8 @@
-"""The tables of the evidence, as Markdown."""
+"""The tables of the report, as Markdown."""
 
-from evidence_numbers import BALANCED_L2, FMN, MEASURES, NAMES, Numbers, named, signed
-from evidence_statistics import (
-    DISTANCE,
-    REFERENCE,
-    is_percent,
-    limit,
-    limit_with_noise,
-    sizes,
-)
-from evidence_tasks import TASKS
+from evidence.report.limits import limit, limit_with_noise
+from evidence.report.numbers import FMN, MEASURES, NAMES, named, signed
+from evidence.report.statistics import BALANCED_L2, DISTANCE, REFERENCE, is_percent
 
 OTHERS = {
     "fmn": "FMN",
@@ -21,28 +14,36 @@ OTHERS = {
 }
 
 
-class Tables(Numbers):
-    """The tables of the evidence, and the numbers in its text, see `Numbers`."""
+class Tables:
+    """Tables for the text of the report.
 
-    def single(self):
+    Args:
+        numbers: `evidence.report.numbers.Numbers`.
+    """
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+        self.evidence = numbers.evidence
+
+    def all_methods(self):
         """Returns the tables of each setting with all methods."""
-        parts = [self._single(s, m) for s in self.evidence.settings for m in MEASURES]
-        parts += [self._others(setting) for setting in self.evidence.settings]
+        settings = self.evidence.settings
+        parts = [self._one_measure(s, m) for s in settings for m in MEASURES]
+        parts += [self._other_measures(setting) for setting in settings]
         return "\n".join(parts)
 
-    def main(self):
-        """Returns what WEISSI, and balancing with L2, change in every setting."""
-        rows = []
-        for setting in self.settings:
-            form = self.evidence.picked(setting)
+    def by_setting(self):
+        """Returns what WEISSI, and L2 with the balancer, change in every setting."""
+        numbers, rows = self.numbers, []
+        for setting in numbers.settings:
             base = self.evidence.against(setting, REFERENCE).mean
             rows.append(
                 [
                     *named(setting),
                     f"{100 * base:.1f}",
-                    *(self.marked(setting, form, m) for m in MEASURES),
-                    form,
-                    *(self.marked(setting, BALANCED_L2, m) for m in MEASURES),
+                    *(numbers.marked(setting, "picked", m) for m in MEASURES),
+                    self.evidence.picked(setting),
+                    *(numbers.marked(setting, BALANCED_L2, m) for m in MEASURES),
                 ]
             )
         header = [
@@ -58,50 +59,51 @@ class Tables(Numbers):
         return _table(header, rows, "llrrrlrr")
 
     def best(self):
-        """Returns which method is the best in every setting, and next to L2."""
+        """Returns the best method of every setting, and its difference to L2."""
         rows = []
-        for setting in self.settings:
+        for setting in self.numbers.settings:
             row = [*named(setting)]
             for measure in MEASURES:
                 best = self.evidence.best(setting, measure)
-                verdict = "–"
+                difference = "–"
                 if best != REFERENCE:
-                    verdict = self.against(*setting, best, measure)
-                row += [best, verdict]
+                    difference = self.numbers.difference(*setting, best, measure)
+                row += [best, difference]
             rows.append(row)
         header = ["task", "optimizer", "best accuracy", "against L2"]
         header += ["best perturbation", "against L2"]
         return _table(header, rows, "lllrlr")
 
-    def methods(self):
+    def wins_and_losses(self):
         """Returns how often each method wins, ties and loses against L2."""
-        rows = []
-        methods = [m for m in self.evidence.methods(self.settings[0]) if m != REFERENCE]
-        for method in [*methods, "picked"]:
+        numbers, rows = self.numbers, []
+        methods = self.evidence.methods(numbers.settings[0])
+        for method in [*(m for m in methods if m != REFERENCE), "picked"]:
             row = ["**WEISSI, form by validation**" if method == "picked" else method]
             for measure in (*MEASURES, FMN):
-                counts = self.counts(method, measure)
-                row.append(f"{counts['win']} / {counts['tie']} / {counts['loss']}")
+                for corrected in (False, True):
+                    counts = numbers.counts(method, measure, corrected)
+                    row.append(" / ".join(map(str, counts.values())))
             worst = min(
-                self.compared(setting, method).difference for setting in self.settings
+                numbers.compared(s, method).difference for s in numbers.settings
             )
             rows.append([*row, f"{100 * worst:+.1f}"])
-        header = ["method", "accuracy: wins / ties / losses", "DeepFool", "FMN"]
-        return _table([*header, "worst accuracy, points"], rows, "lrrrr")
+        header = ["method"]
+        for measure in ("accuracy", "DeepFool", "FMN"):
+            header += [measure, f"{measure}, corrected"]
+        return _table([*header, "worst accuracy, points"], rows, "lrrrrrrr")
 
     def cliff(self):
-        """Returns where the log penalty is chosen, stands and collapses."""
+        """Returns where the log penalty is chosen, and where networks collapse."""
         rows = []
-        for setting in self.settings:
-            task, _ = setting
-            noise, classes = TASKS[task].noise, sizes(task).classes
-            row = [*named(setting), f"{limit(task):.3f}"]
-            row.append(f"{limit_with_noise(classes, noise) / limit(task):.2f}")
+        for setting in self.numbers.settings:
+            unit = limit(setting[0])
+            row = [*named(setting), f"{unit:.3f}"]
+            row.append(f"{limit_with_noise(setting[0]) / unit:.2f}")
             for method in ("weissi", "weissi-balanced"):
-                chosen = self.evidence.strength(setting, method) / limit(task)
-                edge = [s / limit(task) for s in self.edges(setting, method)]
-                row.append(f"{chosen:.3f}")
-                row.append(f"{edge[0]:.2f}–{edge[1]:.2f}")
+                stands, collapsed = self.numbers.cliff(setting, method)
+                row.append(f"{self.evidence.strength(setting, method) / unit:.3f}")
+                row.append(f"{stands / unit:.2f}–{collapsed / unit:.2f}")
             rows.append(row)
         header = ["task", "optimizer", "limit", "if no wrong label is fit"]
         header += ["weissi: chosen", "cliff", "balanced: chosen", "cliff"]
@@ -122,22 +124,20 @@ class Tables(Numbers):
         header = ["optimizer", "method", *map(str, tasks), "largest / smallest"]
         return _table(header, rows, "llrrrr")
 
-    def theory(self):
-        """Returns what the product of the norms says of the gradient and of attacks."""
+    def correlations(self):
+        """Returns rank correlations of norms, gradients and attacks."""
         rows = []
-        for setting in self.settings:
-            curves = ("log_norm", "input_gradient")
-            pairs = [curves, ("log_norm", DISTANCE), ("pgd_0.1", "pgd_scaled_0.1")]
-            pairs += [("pgd_0.1", DISTANCE), ("fmn", DISTANCE)]
-            row = [
-                f"{self.evidence.correlation(setting, *pair):+.2f}" for pair in pairs
-            ]
-            rows.append([*named(setting), *row])
+        pairs = [("log_norm", "input_gradient"), ("log_norm", DISTANCE)]
+        pairs += [("pgd_0.1", "pgd_scaled_0.1"), ("pgd_0.1", DISTANCE)]
+        pairs += [(FMN, DISTANCE)]
+        for setting in self.numbers.settings:
+            found = [self.evidence.correlation(setting, *pair) for pair in pairs]
+            rows.append([*named(setting), *(f"{value:+.2f}" for value in found)])
         header = ["task", "optimizer", "Σ log ‖W‖, gradient", "Σ log ‖W‖, DeepFool"]
         header += ["PGD, PGD rescaled", "PGD, DeepFool", "FMN, DeepFool"]
         return _table(header, rows, "llrrrrr")
 
-    def _single(self, setting, measure):
+    def _one_measure(self, setting, measure):
         percent = is_percent(measure)
         unit, digits = (100, 2) if percent else (1, 3)
         best = self.evidence.best(setting, measure)
@@ -160,19 +160,14 @@ class Tables(Numbers):
         header = ["method", "strength", "mean", "against L2", "p"]
         return title + _table(header, rows, "lrrrr") + "\n"
 
-    def _others(self, setting):
-        rows = []
-        for method in self.evidence.methods(setting):
-            row = [method]
-            for measure in OTHERS:
-                found = self.evidence.against(setting, method, measure)
-                row.append(
-                    f"{100 * found.mean:.1f}"
-                    if is_percent(measure)
-                    else f"{found.mean:.3f}"
-                )
-            rows.append(row)
-        title = f"**{setting[0]}, {setting[1]}: other measures**\n\n"
+    def _other_measures(self, setting):
+        task, optimizer = setting
+        rows = [
+            [method, *(self.numbers.mean(*setting, method, m) for m in OTHERS)]
+            for method in self.evidence.methods(setting)
+        ]
+        rows = [[cell.removesuffix(" %") for cell in row] for row in rows]
+        title = f"**{task}, {optimizer}: other measures**\n\n"
         return title + _table(["method", *OTHERS.values()], rows, "l" + "r" * 6) + "\n"
 
 

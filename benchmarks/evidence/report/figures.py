@@ -1,39 +1,46 @@
-"""The figures of the evidence, made from the raw results alone."""
+"""The figures of the report."""
 
 import io
 
 import numpy as np
-from evidence_attacks import NOISE, PGD_EPSILONS
-from evidence_statistics import ACCURACY, DISTANCE, limit, sizes
-from evidence_tasks import TASKS
+from matplotlib import pyplot as plt
+from PIL import Image
 
-COLORS = {"weissi": "tab:red", "l2-balanced": "tab:blue", "l2": "tab:gray"}
+from evidence.report.limits import limit
+from evidence.report.statistics import (
+    ACCURACY,
+    BALANCED_L2,
+    DISTANCE,
+    FORMS,
+    REFERENCE,
+)
+from evidence.runs import NOISE, PGD_EPSILONS
+from evidence.tasks import TASKS, sizes
+
+COLORS = {"weissi": "tab:red", BALANCED_L2: "tab:blue", "l2": "tab:gray"}
 
 
 def draw_all(evidence, folder):
     """Draws a figure for each setting, `summary.png` and `cliff.png`.
 
     Args:
-        evidence: `evidence_statistics.Evidence`.
+        evidence: `evidence.report.statistics.Evidence`.
         folder: `pathlib.Path`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
+    plt.switch_backend("Agg")
     folder.mkdir(exist_ok=True)
     for task, optimizer in evidence.settings:
         _save(
             _draw_setting(evidence, (task, optimizer)), folder / f"{task}_{optimizer}"
         )
-    compared = [s for s in evidence.settings if "l2-balanced" in evidence.methods(s)]
+    needed = {REFERENCE, BALANCED_L2, *FORMS}
+    compared = [s for s in evidence.settings if needed <= set(evidence.methods(s))]
     if compared:
         _save(_draw_summary(evidence, compared), folder / "summary")
         _save(_draw_cliff(evidence, compared), folder / "cliff")
 
 
 def _draw_setting(evidence, setting):
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     (attacked, noisy), (norms, gradients) = axes
     colors = plt.get_cmap("tab10")
@@ -64,14 +71,12 @@ def _draw_setting(evidence, setting):
 
 
 def _draw_summary(evidence, settings):
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(
         1, 2, figsize=(11, 7), sharey=True, layout="constrained"
     )
     places = np.arange(len(settings))[::-1]
     for ax, measure in zip(axes, (ACCURACY, DISTANCE), strict=True):
-        for label, offset in (("weissi", 0.15), ("l2-balanced", -0.15)):
+        for label, offset in (("weissi", 0.15), (BALANCED_L2, -0.15)):
             compared = [
                 evidence.against(
                     setting,
@@ -89,7 +94,7 @@ def _draw_summary(evidence, settings):
                 color=COLORS[label],
                 label={
                     "weissi": "WEISSI, the form that validation chose",
-                    "l2-balanced": "L2 with ScaleBalancer",
+                    BALANCED_L2: "L2 with ScaleBalancer",
                 }[label],
             )
         ax.axvline(0, color="black", linewidth=1)
@@ -109,8 +114,6 @@ def _draw_summary(evidence, settings):
 
 
 def _draw_cliff(evidence, settings):
-    import matplotlib.pyplot as plt
-
     methods = ("weissi", "weissi-balanced", "l2")
     kinds = ("10 classes, clean labels", "10 classes, wrong labels", "2 or 3 classes")
     figure, axes = plt.subplots(
@@ -153,12 +156,9 @@ def _kind(task):
 
 
 def _save(figure, path):
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=80)
     plt.close(figure)
-    # A picture of lines needs few colors, and is a third of the size with them.
+    # Lines need few colors, and the file is then a third of the size.
     image = Image.open(drawn).convert("RGB").quantize(255)
     image.save(path.with_suffix(".png"), optimize=True)

@@ -1,10 +1,10 @@
-"""Trains one network with one method: the compiled part of the evidence.
+"""Trains one network with one method.
 
-A run is one small network, so what costs is the overhead of a step. On JAX all steps of
-an epoch are one call, of a `scan`, which makes a step of the smaller networks several
-times as fast as `fit`; the penalties, the optimizers and the networks are Keras's, and
-the balancing this package's. The strength is an argument of what is compiled, so all
-runs of a method share one compilation.
+The networks are so small that `fit` mostly spends its time between the steps. Here, all
+steps of an epoch are one call of JAX's `scan`, which makes a step of the smaller
+networks several times as fast. The penalties, the optimizers and the networks are those
+of Keras, and the balancing is that of `keras_weissi`. The strength is an argument of
+the compiled function, so all runs of a method share one compilation.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
-from evidence_tasks import CONVOLUTIONAL, NETWORKS
 
+from evidence.tasks import CONVOLUTIONAL, NETWORKS
 from keras_weissi import WEISSI
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.rescale import balance
@@ -29,12 +29,14 @@ class Method:
     """A way to regularize.
 
     Attributes:
-        start: float, the middle of the grid of strengths; 0 if there is none.
-        penalty: what `strength` multiplies: a function from a kernel to a scalar.
-        decay: str, what `strength` does outside of the loss: `"l2"` for decoupled
-            weight decay, `"weissi"` for the decoupled form of the log penalty.
-        balanced: bool, whether the scales are balanced after every epoch, or about 25
-            steps where epochs are shorter.
+        start: float, the middle of the grid of strengths, or 0 without a strength.
+        penalty: Function from a kernel to a scalar, which `strength` multiplies.
+            Defaults to `None`.
+        decay: str, the decay outside of the loss, which `strength` multiplies: `"l2"`
+            for decoupled weight decay, `"weissi"` for the decoupled log penalty.
+            Defaults to `""`.
+        balanced: bool, whether the scales are balanced after every epoch, or about
+            every 25 steps where epochs are shorter. Defaults to `False`.
     """
 
     start: float
@@ -64,13 +66,13 @@ METHODS = {
 
 
 class Trainer:
-    """Trains the network of a task with a method and an optimizer, for any seed.
+    """Trains the network of a task with a method and an optimizer.
 
     Args:
-        task: `evidence_tasks.Task`.
+        task: `evidence.tasks.Task`.
         method: str, a key of `METHODS`.
         optimizer: `"sgd"` or `"adam"`.
-        split: `evidence_tasks.Split`, for its shapes.
+        split: `evidence.tasks.Split`, for its shapes.
     """
 
     def __init__(self, task, method, optimizer, split):
@@ -98,16 +100,21 @@ class Trainer:
             for i, variable in enumerate(self.model.trainable_variables)
             if variable.name == "kernel"
         ]
-        # A convolution inside of a `scan` does not get XLA's fast code on a processor.
+        # On a CPU, XLA has no fast code for a convolution inside a `scan`.
         self._scans = task.network not in CONVOLUTIONAL
         self._epoch = jax.jit(self._all_steps if self._scans else self._step)
         self._measured = jax.jit(self._measures)
 
     def train(self, split, strength, seed):
-        """Trains from a start that depends on the seed alone.
+        """Trains once. The initial weights and the order of rows depend on the seed.
+
+        Args:
+            split: `evidence.tasks.Split`.
+            strength: float.
+            seed: int.
 
         Returns:
-            Pair of the trained weights, a list of arrays, and of the curves: a dict of
+            Pair of the trained weights, a list of arrays, and the curves: a dict of
             lists with one element for each of about 20 epochs.
         """
         rng = np.random.default_rng(seed)
@@ -141,7 +148,7 @@ class Trainer:
         return [np.asarray(w) for w in weights], curves
 
     def logits(self, weights, x):
-        """Returns the outputs of the network with these weights, as an array."""
+        """Returns the outputs of the network with the given weights, as an array."""
         return np.asarray(self._outputs(weights, x))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -188,7 +195,7 @@ class Trainer:
                 variable.assign(value)
         try:
             balance(self.model, self.groups)
-        except ValueError:  # a run that has diverged stays as it is
+        except ValueError:  # a run that has diverged is left as it is
             return weights, state
         return (
             [v.value for v in self.model.trainable_variables],

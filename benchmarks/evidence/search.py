@@ -1,4 +1,4 @@
-"""The search of a strength: what is tried, and which is chosen."""
+"""The search for a strength: which strengths are tried, and which one is chosen."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ class Budget:
         grid: int, trials on the first grid of strengths.
         trials: int, trials in all.
         search: seeds of the search.
-        final: seeds of the runs that see the test rows: none of the search's.
-        epochs: float, what the epochs of a task are multiplied by.
+        final: seeds of the runs that see the test rows. The search uses none of them.
+        epochs: float, the factor of a task's epochs.
     """
 
     grid: int = 7
@@ -28,16 +28,16 @@ QUICK = Budget(grid=3, trials=3, search=(0,), final=(200, 201), epochs=0.05)
 def choose(judged, rows):
     """Chooses a strength.
 
-    Accuracies that are closer than their error say nothing on clean tasks, where most
-    strengths do equally well, and little on others; the loss does.
+    On clean tasks most strengths do equally well, so accuracies that differ by less
+    than their error cannot decide. The loss can.
 
     Args:
         judged: Dict from strengths to pairs of accuracy and loss.
-        rows: int, how many rows the accuracies are of.
+        rows: int, the number of rows behind each accuracy.
 
     Returns:
-        The strength with the least loss of those whose accuracy is not below the
-        highest by more than the standard error of the highest.
+        The strength with the smallest loss among those whose accuracy is within one
+        standard error of the highest.
     """
     highest = max(accuracy for accuracy, _ in judged.values())
     enough = highest - (highest * (1 - highest) / rows) ** 0.5
@@ -46,23 +46,21 @@ def choose(judged, rows):
 
 
 def trials(start, judge, rows, grid, count):
-    """Tries strengths: a grid first, then next to the best.
+    """Tries strengths: first a grid, then near the best.
 
-    The grid is of powers of 4 around `start`: wide enough for a method whose strengths
-    are not known to reach from no effect to collapse. While the best is at an edge, it
-    is made wider there; or else finer, between the best and the neighbor that is
-    farther off.
+    The grid holds powers of 4 around `start`, wide enough to reach from no effect to
+    collapse. While the best strength is at an edge, the next one is beyond that edge.
+    Otherwise it is between the best and its farther neighbor.
 
     Args:
-        start: float, the middle of the grid; 0 for a method without a strength.
+        start: float, the middle of the grid, or 0 for a method without a strength.
         judge: Function from a strength to a pair of accuracy and loss.
-        rows: int, how many rows the accuracies are of.
-        grid: int, how many strengths are on the grid.
-        count: int, how many there are in all.
+        rows: int, the number of rows behind each accuracy.
+        grid: int, the number of strengths on the grid.
+        count: int, the number of strengths in all.
 
     Returns:
-        Pair of the chosen strength, and of a dict from all strengths to what `judge`
-        says of them.
+        Pair of the chosen strength and a dict from each strength to its judgement.
     """
     if not start:
         return 0.0, {0.0: judge(0.0)}
@@ -77,7 +75,7 @@ def trials(start, judge, rows, grid, count):
         elif place == len(strengths) - 1:
             strength = best * 4
         else:
-            # By turns on both sides: the best may stand close to the collapse.
+            # The sides take turns, as the best may be close to the collapse.
             below, above = strengths[place - 1], strengths[place + 1]
             gaps = {below: round(best / below, 6), above: round(above / best, 6)}
             neighbor = max(gaps, key=lambda s: (gaps[s], -judged[s][1]))

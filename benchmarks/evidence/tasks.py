@@ -1,11 +1,13 @@
-"""The tasks of the evidence: data that is drawn anew with every seed, and networks."""
+"""The tasks: data sets, which every seed splits anew, and networks."""
 
 import dataclasses
 import functools
 
 import keras
 import numpy as np
+import sklearn.datasets
 from keras import layers
+from sklearn.model_selection import train_test_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +19,12 @@ class Task:
         data: str, a key of `SOURCES`.
         network: str, a key of `NETWORKS`.
         train: int, how many rows to train on.
-        noise: float, the part of the training and validation labels that is wrong.
-        epochs: int.
-        methods: tuple of str, the methods that are compared; empty for all.
-        online: bool, whether the data has to be downloaded.
+        noise: float, the fraction of training and validation labels that are wrong.
+            Defaults to `0.0`.
+        epochs: int. Defaults to `75`.
+        methods: tuple of str, the methods that are compared, or `()` for all of them.
+            Defaults to `()`.
+        online: bool, whether the data has to be downloaded. Defaults to `False`.
     """
 
     name: str
@@ -33,9 +37,8 @@ class Task:
     online: bool = False
 
 
-# Epochs are such that a network takes about 1,800 steps of 32 rows, the slower
-# convolutions fewer. What is left of the rows is for validation: enough of them, or the
-# choice of a strength is by chance.
+# The epochs make about 1,800 steps of 32 rows, fewer for the slow convolutions. All
+# other rows are for validation: with few of them, chance would choose the strength.
 TASKS = {
     task.name: task
     for task in (
@@ -48,7 +51,7 @@ TASKS = {
         Task("digits-noise40", "digits", "mlp", 400, noise=0.4, epochs=150),
         Task("wine", "wine", "mlp", 70, epochs=900),
         Task("breast-cancer", "breast_cancer", "mlp", 200, epochs=300),
-        # How the best strength depends on the width, next to 256 in digits-noise20.
+        # With digits-noise20, whose width is 256: does the best strength depend on it?
         Task("width-64", "digits", "mlp64", 400, 0.2, 150, ("l2", "weissi")),
         Task("width-512", "digits", "mlp512", 400, 0.2, 150, ("l2", "weissi")),
         Task("mnist", "mnist", "mlp", 50_000, epochs=10, online=True),
@@ -72,14 +75,12 @@ class Split:
 
 
 def load(task, seed):
-    """Draws the split of a task: what is tested, and what the labels say, by the seed.
+    """Draws the split of a task. The seed decides the rows and the wrong labels.
 
-    Validation labels are as noisy as those for training, as a user's would be; those
-    of the test are clean. Inputs of images are in [0, 1]; of tables, they are
-    standardized by the training rows and scaled to about [0, 1].
+    Validation labels are as noisy as training labels, as a user's would be. Test labels
+    are clean. Images have values in [0, 1]. Tables are standardized by the training
+    rows and scaled to about [0, 1].
     """
-    from sklearn.model_selection import train_test_split
-
     x, y, test = SOURCES[task.data]()
     rng = np.random.default_rng(seed)
     if test is None:
@@ -109,21 +110,35 @@ def load(task, seed):
     return Split(parts[0], y, parts[1], y_validation, parts[2], y_test, classes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The number of rows and classes of a task."""
+
+    train: int
+    validation: int
+    test: int
+    classes: int
+
+
+@functools.cache
+def sizes(task):
+    """Returns the `Sizes` of a task, given by its name."""
+    split = load(TASKS[task], 0)
+    parts = (split.y, split.y_validation, split.y_test)
+    return Sizes(*map(len, parts), split.classes)
+
+
 def _with_noise(y, noise, classes, rng):
     wrong = rng.random(len(y)) < noise
     return np.where(wrong, (y + rng.integers(1, classes, len(y))) % classes, y)
 
 
 def _digits():
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = sklearn.datasets.load_digits()
     return digits.images[..., None] / 16.0, digits.target, None
 
 
 def _table(name):
-    import sklearn.datasets
-
     return *getattr(sklearn.datasets, f"load_{name}")(return_X_y=True), None
 
 

@@ -1,16 +1,18 @@
-"""How far inputs have to be moved for a network to be wrong: attacks by foolbox.
+"""How far an input has to be moved before a network is wrong: attacks by foolbox.
 
-The trained weights are put into the same network in PyTorch, which foolbox knows best.
+The trained weights are put into the same network in PyTorch, which foolbox supports
+best.
 """
 
+import foolbox
 import numpy as np
 import torch
 from torch.nn import functional
 
-PGD_EPSILONS = (0.025, 0.05, 0.1, 0.15)
-NOISE = (0.1, 0.2, 0.4)
-# What a network says is scaled so that its logits have this standard deviation, in the
-# run that shows what a mere change of their scale does to an attack.
+from evidence.runs import NOISE, PGD_EPSILONS
+
+# Each network is also attacked with its logits rescaled to this standard deviation,
+# which shows what the mere scale of the logits does to an attack.
 LOGIT_SCALE = 1.0
 
 
@@ -20,7 +22,7 @@ class TorchNetwork(torch.nn.Module):
     Args:
         weights: list of arrays: kernel and bias of each layer, as Keras lays them out.
         strides: list of ints, of the convolutions.
-        scale: float, what the logits are multiplied by. Defaults to `1.0`.
+        scale: float, the factor of the logits. Defaults to `1.0`.
     """
 
     def __init__(self, weights, strides=(), scale=1.0):
@@ -50,7 +52,7 @@ class TorchNetwork(torch.nn.Module):
 
 
 def _padded(x, kernel, stride):
-    """Pads as `padding="same"` of Keras does, more at the end than at the start."""
+    """Pads like `padding="same"` of Keras: the odd row or column goes to the end."""
     padding = []
     for size, width in zip(x.shape[:1:-1], kernel.shape[:1:-1], strict=True):
         total = max((-(-size // stride) - 1) * stride + width - size, 0)
@@ -67,17 +69,15 @@ def robustness(weights, strides, x, y, seed=0):
         x: float32 array of shape `(rows, features)` or `(rows, height, width,
             channels)`, in [0, 1].
         y: int array of shape `(rows,)`.
-        seed: int.
+        seed: int, of the noise and the attacks. Defaults to `0`.
 
     Returns:
         Dict of floats: accuracy under PGD in the maximum norm, for each of
-        `PGD_EPSILONS`, with the logits as they are and with them scaled; the median
-        smallest perturbation in the Euclidean norm that DeepFool and FMN find, 0 for
-        rows that are classified wrongly without one; the accuracy with Gaussian noise
-        of each standard deviation in `NOISE`.
+        `PGD_EPSILONS`, with the original and with rescaled logits; the median of the
+        smallest perturbations, in the Euclidean norm, that DeepFool and FMN find (0 for
+        a row that is wrong without one); accuracy under Gaussian noise of each standard
+        deviation in `NOISE`.
     """
-    import foolbox
-
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     inputs = torch.tensor(x if x.ndim == 2 else x.transpose(0, 3, 1, 2).copy())
@@ -86,7 +86,7 @@ def robustness(weights, strides, x, y, seed=0):
     with torch.no_grad():
         spread = float(network(inputs).std())
     result = {}
-    if not np.isfinite(spread):  # diverged: its decisions mean nothing
+    if not np.isfinite(spread):  # it diverged, so its decisions mean nothing
         names = [f"{name}_{e}" for name in ("pgd", "pgd_scaled") for e in PGD_EPSILONS]
         names += ["deepfool", "fmn", *(f"noise_{d}" for d in NOISE)]
         return dict.fromkeys(names, 0.0)
