@@ -204,20 +204,19 @@ def _warn(decisions):
     """Warns of what was asked for and refused, and of what will not be saved."""
     refused = [d for d in decisions if d.is_refused]
     lost = [d for d in decisions if d.regularizer and d.lost_by and d.is_change]
-    clauses = []
+    count = len(decisions)
+    warnings = []
     if refused:
-        clauses.append((f"{len(refused)} were left as they were", refused))
+        what = f"regularize left {len(refused)} of {count} kernels as before"
+        warnings.append((what, refused))
     elif not any(decision.is_change for decision in decisions):
-        clauses.append(("all were left as they were", decisions))
+        warnings.append((f"regularize changed 0 of {count} kernels", decisions))
     if lost:
-        what = f"{len(lost)} may lose their regularizer when the model is saved"
-        clauses.append((what, lost))
-    for what, concerned in clauses:
+        what = f"The regularizer of {len(lost)} of {count} kernels may not be saved"
+        warnings.append((what, lost))
+    for what, concerned in warnings:
         shown = listed([f"{d.kernel.name!r} ({_note(d)})" for d in concerned])
-        warn(
-            f"regularize: of {len(decisions)} kernels, {what}: {shown}. The report "
-            "that `regularize` returns lists them all."
-        )
+        warn(f"{what}: {shown}. The report that `regularize` returns lists them all.")
 
 
 def _report(decisions):

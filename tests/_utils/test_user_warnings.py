@@ -39,7 +39,7 @@ def test_every_model_is_warned_of_at_the_line_of_the_user(tmp_path):
         ("NormLogger could not save its record", "# fit", 3),
         ("ScaleBalancer left the model as it is after epoch 1", "# fit", 3),
         ("ScaleBalancer left the model as it is after epoch 2", "# fit", 3),
-        ("regularize: of 2 kernels 1 were left", "regularize(model", 3),
+        ("regularize left 1 of 2 kernels as before", "regularize(model", 3),
     ):
         told = [i for i, line in enumerate(lines) if f"UserWarning: {what}" in line]
         assert len(told) == times, what

@@ -94,19 +94,32 @@ def test_what_is_public_has_types():
     assert len(seen) > 25 and ("NormLogger", "__init__") in seen
 
 
-def test_readme_snippets_run(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "count", "files"),
+    [
+        ("README.md", 3, ["model.keras"]),
+        ("docs/guide.md", 4, ["log.csv", "norms.png"]),
+    ],
+)
+def test_the_code_of_pages_runs(page, count, files, tmp_path, monkeypatch):
+    text = (ROOT / page).read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) == 8
-    assert len(snippets[0].strip().splitlines()) <= 15
-    program = tmp_path / "readme.py"
+    assert len(snippets) == count
+    program = tmp_path / "page.py"
     program.write_text("\n".join(snippets))
     monkeypatch.chdir(tmp_path)
     result = run_python("-W", "error::UserWarning:keras_weissi", program)
     assert result.returncode == 0, result.stderr
-    assert {"model.keras", "log.csv", "norms.png"} <= {
-        p.name for p in tmp_path.iterdir()
-    }
+    assert set(files) <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+    local = [link for link in links if link and "://" not in link]
+    assert len(local) > 8
+    assert not [link for link in local if not (ROOT / link).exists()]
 
 
 def test_symmetry_example(tmp_path):
