@@ -41,9 +41,12 @@ part = (time.process_time() - middle) / (middle - start)
 new = sorted(set(sys.modules) - before)
 print(json.dumps([part, new]))
 """
-    results = [run_python("-c", program) for _ in range(3)]
-    assert not any(result.returncode for result in results), results[0].stderr
-    part, new = min(json.loads(result.stdout) for result in results)
+    for _ in range(3):  # on a busy machine, one measurement may be far off
+        result = run_python("-c", program)
+        assert result.returncode == 0, result.stderr
+        part, new = json.loads(result.stdout)
+        if part < 0.03:
+            break
     assert not [name for name in new if name.split(".")[0] in ("matplotlib", "sklearn")]
     assert {name.split(".")[0] for name in new if "." in name} <= {"keras_weissi"}
     assert part < 0.03
