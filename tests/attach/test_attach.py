@@ -652,6 +652,7 @@ def test_deregularize_finds_the_copies_that_keras_made():
     assert model.get_layer("h1").kernel_regularizer is None
 
 
+@pytest.mark.filterwarnings("ignore:Layer 'sequential.*input with a mask")
 def test_graphs_that_are_hard_to_read_raise_nothing():
     inner = sequential(layers.LSTM(3), shape=(None, 4))
     inputs, mask = keras.Input((5, 4)), keras.Input((5,), dtype="bool")

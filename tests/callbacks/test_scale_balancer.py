@@ -153,7 +153,7 @@ def test_leaves_a_model_that_has_diverged_to_others():
 
 def test_says_before_training_that_it_can_not_be_done():
     model = networks.Subclassed()
-    model.build((None, 8))
+    model(keras.ops.ones((1, 8)))
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
         fit(model, 1, ScaleBalancer())
@@ -283,7 +283,7 @@ def test_a_device_that_fails_ends_the_fit(monkeypatch):
     def fail(*arguments):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("keras_weissi.balancer.balance", fail)
+    monkeypatch.setattr("keras_weissi.callbacks.scale_balancer.balance", fail)
     model = make_model()
     with pytest.raises(RuntimeError, match="out of memory"):
         fit(model, 1, ScaleBalancer())

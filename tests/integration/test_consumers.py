@@ -9,7 +9,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, norm_of, reference_penalty, run_python
+from helpers import BACKEND, norm_of, reference_penalty, run_python, to_numpy
 from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, ScaleBalancer, deregularize, regularize
@@ -51,7 +51,8 @@ class Reference(keras.callbacks.Callback):
         self.rows = []
 
     def on_epoch_end(self, epoch, logs=None):
-        kernels = [np.array(self.model.get_layer(n).kernel, "float64") for n in NAMES]
+        kernels = [to_numpy(self.model.get_layer(n).kernel) for n in NAMES]
+        kernels = [kernel.astype("float64") for kernel in kernels]
         self.kernels.append(kernels)
         if self.twin is None:
             return

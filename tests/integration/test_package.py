@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import re
+import shutil
+import zipfile
 
 import keras
 import pytest
@@ -39,9 +41,12 @@ part = (time.process_time() - middle) / (middle - start)
 new = sorted(set(sys.modules) - before)
 print(json.dumps([part, new]))
 """
-    results = [run_python("-c", program) for _ in range(3)]
-    assert not any(result.returncode for result in results), results[0].stderr
-    part, new = min(json.loads(result.stdout) for result in results)
+    for _ in range(3):  # on a busy machine, one measurement may be far off
+        result = run_python("-c", program)
+        assert result.returncode == 0, result.stderr
+        part, new = json.loads(result.stdout)
+        if part < 0.03:
+            break
     assert not [name for name in new if name.split(".")[0] in ("matplotlib", "sklearn")]
     assert {name.split(".")[0] for name in new if "." in name} <= {"keras_weissi"}
     assert part < 0.03
@@ -190,3 +195,25 @@ def test_overhead_benchmark_runs():
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("WEISSI (both)") == (3 if BACKEND == "jax" else 2)
     assert "transfers" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_has_every_module_and_nothing_else(tmp_path):
+    pytest.importorskip("setuptools", "64")
+    pytest.importorskip("wheel")
+    tree = tmp_path / "tree"  # building leaves files behind
+    shutil.copytree(ROOT / "keras_weissi", tree / "keras_weissi")
+    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.cfg"):
+        shutil.copy(ROOT / name, tree)
+    options = ("-q", "--no-deps", "--no-build-isolation", "--no-index")
+    result = run_python("-m", "pip", "wheel", *options, "-w", tmp_path, tree)
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "keras_weissi").rglob("*.py")
+    }
+    assert len(modules) > 20
+    assert names == modules | {"keras_weissi/py.typed"}

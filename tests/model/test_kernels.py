@@ -330,8 +330,10 @@ def test_tables_fit_the_terminal_and_break_no_name(width, monkeypatch):
     model = of_norms(2.0, 3.0, 4.0)
     model.add(layers.Dense(1, kernel_regularizer="l2", name="with_l2"))
     model.add(layers.BatchNormalization(name="bn"))
+    with pytest.warns(UserWarning, match="'with_l2' .has L2"):
+        report = regularize(model, WEISSI(0.01, 0.02))
     tables = [
-        regularize(model, WEISSI(0.01, 0.02)),
+        report,
         norm_table(model, print_fn=None),
         scale_groups(model),
     ]

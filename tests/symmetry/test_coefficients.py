@@ -251,7 +251,8 @@ def test_takes_what_regularize_takes():
 
     model = make()
     model.get_layer("lora").enable_lora(2)
-    regularize(model, WEISSI(0.1))
+    with pytest.warns(UserWarning, match="'lora' .LoRA is enabled"):
+        regularize(model, WEISSI(0.1))
     by_default = penalized(model)
     assert by_default == {"a", "b"}
     c = invariant_coefficients(model)

@@ -371,7 +371,7 @@ def test_half_precision_is_balanced_to_its_precision():
 
 def test_a_model_that_is_not_known_is_refused():
     model = networks.Subclassed()
-    model.build((None, 4))
+    model(keras.ops.ones((1, 4)))
     for function in (balance_scales, lambda m: shift_scales(m, {"d": 1.0})):
         with pytest.raises(
             ValueError, match="Expected a Sequential or Functional model"
