@@ -11,7 +11,7 @@ import zipfile
 
 import keras
 import pytest
-from helpers import BACKEND, ROOT, run_python
+from helpers import BACKEND, ROOT, run_example, run_python
 
 import keras_weissi
 
@@ -129,7 +129,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
 
 def test_symmetry_example(tmp_path):
     out = tmp_path / "out"
-    result = run_python(ROOT / "examples" / "symmetry.py", "--epochs", 2, "--out", out)
+    result = run_example("symmetry.py", "--epochs", 2, "--out", out)
     assert result.returncode == 0, result.stderr
     rows = {}
     for line in result.stdout.splitlines():
@@ -148,14 +148,14 @@ def test_symmetry_example(tmp_path):
     "arguments", [["--epochs", "0"], ["--spread", "0"], ["--seed", "-1"]]
 )
 def test_symmetry_example_names_bad_values(arguments):
-    result = run_python(ROOT / "examples" / "symmetry.py", *arguments)
+    result = run_example("symmetry.py", *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"argument {arguments[0]}: expected" in result.stderr.splitlines()[-1]
 
 
 def test_digits_example(tmp_path):
     out = tmp_path / "out"
-    result = run_python(ROOT / "examples" / "digits.py", "--epochs", 3, "--out", out)
+    result = run_example("digits.py", "--epochs", 3, "--out", out)
     assert result.returncode == 0, result.stderr
     for name in ("none", "L2(0.001)", "WEISSI(0.03)"):
         assert re.search(rf"│ {re.escape(name)} +│ +\d\d\.\d% │", result.stdout)
@@ -183,7 +183,7 @@ def test_digits_example(tmp_path):
     ],
 )
 def test_digits_example_names_bad_values(arguments, message):
-    result = run_python(ROOT / "examples" / "digits.py", *arguments)
+    result = run_example("digits.py", *arguments)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
