@@ -25,4 +25,4 @@ __all__ = [
     "scale_groups",
     "shift_scales",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

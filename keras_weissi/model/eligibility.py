@@ -7,7 +7,6 @@ from typing import Any
 import keras
 
 from keras_weissi._utils.tables import format_regularizer
-from keras_weissi.model.kernels import is_embedding
 from keras_weissi.regularizers import WEISSI
 
 
@@ -82,7 +81,7 @@ def why_left_out(
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None or not keras.backend.is_float_dtype(kernel.variable.dtype):
         return LeftOut(Reason.QUANTIZED, mode or kernel.variable.dtype)
-    if is_embedding(kernel.variable) and not by_name:
+    if kernel.kind == "embedding" and not by_name:
         return LeftOut(Reason.EMBEDDING)
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:

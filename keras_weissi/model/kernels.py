@@ -19,11 +19,12 @@ from keras_weissi.regularizers import WEISSI, dtype_of_sums
 
 # Variables of more elements are brought to the host in pieces of about this many.
 PIECE = 2**20
+_MAIN = ("kernel", "embedding", "gamma")
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel of a model.
+    """One kernel of a model, or another weight that is regularized like one.
 
     Attributes:
         name: str, unique in the model, and the same whatever acts on the kernel: the
@@ -33,12 +34,15 @@ class Kernel:
         variable: the `keras.Variable` itself.
         parents: tuple of the layers around `layer`, outermost first, without the
             model itself.
+        kind: str, `"kernel"`, `"embedding"`, `"gamma"` (which scales the output of a
+            normalization), `"lora"` (half of a low-rank update) or `"other"`.
     """
 
     name: str
     layer: keras.Layer
     variable: keras.Variable
     parents: tuple[keras.Layer, ...] = ()
+    kind: str = "kernel"
 
     @property
     def regularizer(self) -> keras.regularizers.Regularizer | None:
@@ -46,14 +50,9 @@ class Kernel:
         return self.variable.regularizer
 
     @property
-    def is_gamma(self) -> bool:
-        """Whether it scales the output of a normalization layer."""
-        return self.variable is gamma_of(self.layer)
-
-    @property
     def is_bare_gamma(self) -> bool:
         """Whether it is a gamma without `WEISSI`, which is taken only if named."""
-        return self.is_gamma and not isinstance(self.regularizer, WEISSI)
+        return self.kind == "gamma" and not isinstance(self.regularizer, WEISSI)
 
 
 def kernels(model, everything=False):
@@ -84,14 +83,12 @@ def kernels(model, everything=False):
     >>> [kernel.name for kernel in kernels(model)]
     ['backbone/conv', 'lstm/lstm_cell/kernel', 'lstm/lstm_cell/recurrent_kernel']
     """
-    return [k for k in _named_weights(model) if _is_kernel(k.variable, everything)]
+    return [kernel for kernel in _weights(model) if _counts(kernel, everything)]
 
 
 def kernels_and_gammas(model):
     """Lists all that a name can stand for: every kernel, and all gammas."""
-    return [
-        k for k in _named_weights(model) if k.is_gamma or _is_kernel(k.variable, True)
-    ]
+    return [k for k in _weights(model) if k.kind == "gamma" or _counts(k, True)]
 
 
 def kernels_of_built(model, everything=False):
@@ -153,14 +150,20 @@ def _own_variables(model):
             yield layer, parents, own
 
 
-def _named_weights(model):
+def _weights(model):
     """Names all weights at once, so that no name depends on which are asked for."""
     found = []
     names = set()
     for layer, parents, variables in _own_variables(model):
-        main = _main_variables(layer, variables)
+        kinds = [_kind_of(layer, variable) for variable in variables]
+        # One of these may go by the name of the layer alone.
+        main = (
+            [v for v, kind in zip(variables, kinds, strict=True) if kind in _MAIN]
+            or [v for v in variables if len(v.shape) > 1]
+            or variables
+        )
         path = [part.name for part in (*parents, layer) if part is not model]
-        for variable in variables:
+        for variable, kind in zip(variables, kinds, strict=True):
             is_alone = path and len(main) == 1 and variable is main[0]
             parts = path if is_alone else [*path, variable.name]
             name = base = "/".join(map(clean, parts))
@@ -169,43 +172,28 @@ def _named_weights(model):
                 name = f"{base}_{count}"
                 count += 1
             names.add(name)
-            found.append(Kernel(name, layer, variable, parents))
+            found.append(Kernel(name, layer, variable, parents, kind))
     return found
 
 
-def _main_variables(layer, variables):
-    """Lists the variables of a layer that may go by the name of the layer alone."""
-    gamma = gamma_of(layer)
-    return (
-        [v for v in variables if v is gamma or is_embedding(v) or _is_called_kernel(v)]
-        or [v for v in variables if len(v.shape) > 1 and not _is_of_lora(v)]
-        or variables
-    )
+def _kind_of(layer, variable):
+    name = variable.name
+    if name.startswith("lora_"):
+        return "lora"
+    if name in ("embeddings", "reverse_embeddings"):
+        return "embedding"
+    if name == "kernel" or name.endswith("_kernel"):
+        return "kernel"
+    return "gamma" if variable is gamma_of(layer) else "other"
 
 
-def is_embedding(variable):
-    """Whether a variable is a table of embeddings, also one that makes logits."""
-    return variable.name in ("embeddings", "reverse_embeddings")
-
-
-def _is_kernel(variable, everything):
-    if _is_of_lora(variable):
-        return False
-    if isinstance(variable.regularizer, WEISSI):
-        return True
-    if everything and is_embedding(variable):
-        return True
-    is_float = keras.backend.is_float_dtype(variable.dtype)
-    return _is_called_kernel(variable) and (everything or is_float)
-
-
-def _is_called_kernel(variable):
-    return variable.name == "kernel" or variable.name.endswith("_kernel")
-
-
-def _is_of_lora(variable):
-    # Half of a low-rank update: its norm says nothing, and starts at 0.
-    return variable.name.startswith("lora_")
+def _counts(kernel, everything):
+    if isinstance(kernel.regularizer, WEISSI):
+        return kernel.kind != "lora"  # its norm says nothing, and starts at 0
+    if everything:
+        return kernel.kind in ("kernel", "embedding")
+    is_float = keras.backend.is_float_dtype(kernel.variable.dtype)
+    return kernel.kind == "kernel" and is_float
 
 
 def clean(name):

@@ -176,7 +176,7 @@ def _find_shares(model, graph, include_normalized, replace=False):
 
 
 def _note(share):
-    notes = ["gamma"] if share.kernel.is_gamma else []
+    notes = ["gamma"] if share.kernel.kind == "gamma" else []
     if share.left_out is not None:
         is_needless = share.left_out.reason is Reason.NOT_NEEDED
         notes.append(f"{'' if is_needless else 'left out: '}{share.left_out}")
@@ -222,11 +222,11 @@ def _unbalanced(groups, chosen, plain):
 
 def _statement(shares, bearing, reasons, include_normalized):
     """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
-    gammas = [repr(share.kernel.name) for share in bearing if share.kernel.is_gamma]
-    statement = (
-        f"{len(bearing) - len(gammas)} of {sum(not s.kernel.is_gamma for s in shares)} "
-        "kernels bear a penalty"
-    )
+    gammas = [
+        repr(share.kernel.name) for share in bearing if share.kernel.kind == "gamma"
+    ]
+    count = sum(share.kernel.kind != "gamma" for share in shares)
+    statement = f"{len(bearing) - len(gammas)} of {count} kernels bear a penalty"
     if not bearing:
         return (
             f"{statement}: there is nothing to make invariant. The notes above say why."

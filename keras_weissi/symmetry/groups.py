@@ -58,7 +58,7 @@ class KernelEdge:
     @property
     def is_gamma(self) -> bool:
         """Whether it is the gamma of a normalization."""
-        return self.kernel.is_gamma
+        return self.kernel.kind == "gamma"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

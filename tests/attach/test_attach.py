@@ -529,6 +529,18 @@ def test_the_penalty_on_the_factors_of_lora_is_named():
         regularize(model, R)
 
 
+def test_what_is_refused_and_what_is_not_saved_are_both_named():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, kernel_regularizer="l2", name="refused")(inputs)
+    model = keras.Model(inputs, Block()(x))
+    with pytest.warns(UserWarning) as caught:
+        regularize(model, R)
+    refused, lost = [str(warning.message) for warning in caught]
+    assert refused.startswith("regularize left 1 of 2 kernels as before: 'refused'")
+    assert lost.startswith("The regularizer of 1 of 2 kernels may not be saved: ")
+    assert "not saved unless Block saves it" in lost
+
+
 def test_nothing_to_regularize_is_said_aloud():
     model = sequential(layers.Dense(2), layers.BatchNormalization(), shape=(4,))
     with pytest.warns(

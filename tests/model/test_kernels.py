@@ -154,7 +154,7 @@ def test_gammas_are_named_with_the_kernels():
     )
     found = {kernel.name: kernel for kernel in kernels_and_gammas(model)}
     assert list(found) == ["same", "bn", "inner/bn"]
-    assert [kernel.is_gamma for kernel in found.values()] == [False, True, True]
+    assert [k.kind for k in found.values()] == ["kernel", "gamma", "gamma"]
     found["bn"].variable.regularizer = WEISSI()
     assert not found["bn"].is_bare_gamma and found["inner/bn"].is_bare_gamma
     assert [kernel.name for kernel in kernels_and_gammas(model)] == list(found)

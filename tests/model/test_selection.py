@@ -113,6 +113,21 @@ def test_a_name_means_the_same_to_every_function(ambiguous, name, expected):
         assert shifted() == expected
 
 
+def test_the_name_of_a_kernel_is_that_kernel_alone():
+    model = block(
+        "model",
+        layers.Dense(4, name="d", bias_regularizer=WEISSI()),
+        layers.Reshape((2, 2)),
+        layers.SeparableConv1D(2, 1, name="sep"),
+    )
+    found = kernels_and_gammas(model)
+    both = ["sep/depthwise_kernel", "sep/pointwise_kernel"]
+    assert [kernel.name for kernel in found] == ["d", "d/bias", *both]
+    for name, expected in (("d", ["d"]), ("sep", both), (both[1], [both[1]])):
+        chosen = select_kernels(found, name)
+        assert [kernel.name for kernel in chosen] == expected
+
+
 def test_a_layer_stands_for_itself(ambiguous):
     for layer, expected in (
         (ambiguous.layers[0], ["a/b", "a/d"]),
