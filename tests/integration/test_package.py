@@ -3,17 +3,13 @@
 import csv
 import doctest
 import importlib
-import inspect
 import json
 import re
 import shutil
 import zipfile
 
-import keras
 import pytest
 from helpers import BACKEND, ROOT, run_example, run_python
-
-import keras_weissi
 
 MODULES = [
     *("attach.attach", "callbacks.collapse", "callbacks.norm_logger"),
@@ -57,46 +53,6 @@ def test_docstring_examples_run(module):
     module = importlib.import_module(f"keras_weissi.{module}")
     failed, tried = doctest.testmod(module)
     assert tried and not failed
-
-
-def public():
-    """All that a user meets: functions, classes with their methods and properties."""
-    for name in keras_weissi.__all__:
-        yield name, getattr(keras_weissi, name)
-    yield "plot_norms", importlib.import_module("keras_weissi.plotting").plot_norms
-    for module, names in (
-        ("attach", ["Attachment"]),
-        ("symmetry", ["CoefficientRow", "InvariantCoefficients"]),
-        ("symmetry", ["KernelEdge", "ScaleGroup", "ScaleGroups"]),
-        ("model", ["Kernel", "NormRow"]),
-        ("symmetry", ["Rescaling"]),
-        ("attach", ["KernelTable"]),
-    ):
-        module = importlib.import_module(f"keras_weissi.{module}")
-        yield from ((name, getattr(module, name)) for name in names)
-
-
-def test_what_is_public_has_types():
-    seen = []
-    for name, thing in public():
-        members = {"": thing}
-        if inspect.isclass(thing):
-            members = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
-            members |= {k: vars(thing)[k] for k in ("__init__",) if k in vars(thing)}
-        for member, function in members.items():
-            if isinstance(function, property):
-                function = function.fget
-            if not inspect.isfunction(function):
-                continue
-            # The hooks and setters of a callback are those of Keras, without types.
-            if hasattr(keras.callbacks.Callback, member) and member != "__init__":
-                continue
-            parameters = inspect.signature(function).parameters
-            typed = set(function.__annotations__)
-            missing = {*parameters, "return"} - {"self"} - typed
-            assert not missing, (name, member, missing)
-            seen.append((name, member))
-    assert len(seen) > 25 and ("NormLogger", "__init__") in seen
 
 
 @pytest.mark.parametrize(
