@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_weissi._utils.tables import KernelTable, format_norm
+from keras_weissi._utils.tables import KernelTable
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
@@ -124,7 +124,7 @@ def invariant_coefficients(
     bearing = [share for share in shares if share.left_out is None]
     table = KernelTable(
         [CoefficientRow(s.kernel.name, s.coefficient, _note(s)) for s in shares],
-        {"name": str, "coefficient": format_norm, "note": str},
+        "name coefficient note",
     )
     return InvariantCoefficients(
         {share.kernel.name: share.coefficient for share in bearing},

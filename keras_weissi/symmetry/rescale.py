@@ -7,7 +7,7 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_weissi._utils.tables import Columns, KernelTable, format_norm, format_shape
+from keras_weissi._utils.tables import KernelTable
 from keras_weissi.model.kernels import host_norm, kernels, kernels_and_gammas
 from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
@@ -223,13 +223,5 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
         sum(getattr(row, name) ** 2 for row in rows.values())
         for name in ("before", "after")
     )
-    columns: Columns = {
-        "name": str,
-        "shape": format_shape,
-        "before": format_norm,
-        "after": format_norm,
-        "factor": format_norm,
-        "note": str,
-    }
     caption = f"sum of squares: {before:.4g} before, {after:.4g} after"
-    return KernelTable(rows.values(), columns, caption)
+    return KernelTable(rows.values(), "name shape before after factor note", caption)
