@@ -1,20 +1,18 @@
 """Tables of kernels, for people and for programs."""
 
-import dataclasses
 import io
 import shutil
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 # Used where no terminal says how wide it is.
 _WIDTH = 160
 
 # Columns of text, which may be broken between words.
-_PROSE = ("note", "pinned_by", "outputs_of")
+_PROSE = ("note", "pinned_by", "outputs_of", "regularizer")
 
 
 Row = TypeVar("Row")
-Columns: TypeAlias = dict[str, Callable[[Any], str]]
 
 
 class KernelTable(list[Row]):
@@ -24,27 +22,18 @@ class KernelTable(list[Row]):
 
     Args:
         rows: Iterable of dataclass instances of one type.
-        columns: Dict from the name of a field to a function that formats it.
+        columns: str, the names of the fields to print, separated by spaces.
         caption: str, a line below the table. Defaults to `""`.
     """
 
-    def __init__(
-        self,
-        rows: Iterable[Row],
-        columns: Columns,
-        caption: str = "",
-    ) -> None:
+    def __init__(self, rows: Iterable[Row], columns: str, caption: str = "") -> None:
         super().__init__(rows)
-        self._columns = columns
+        self._columns = columns.split()
         self._caption = caption
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Returns the rows as a list of plain dicts."""
-        rows: list[Any] = list(self)
-        return [
-            {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
-            for row in rows
-        ]
+        return [dict(vars(row)) for row in self]
 
     def __str__(self) -> str:
         # Not at the top of the module: printing is rare, and rich takes a while.
@@ -52,14 +41,12 @@ class KernelTable(list[Row]):
         from rich.table import Table
 
         table = Table()
-        for name, fmt in self._columns.items():
-            justify: Any = "right" if fmt in (format_norm, format_share) else "left"
+        for name in self._columns:
+            justify: Any = "right" if name in _NUMBERS else "left"
             # Names and numbers are never broken.
-            is_whole = fmt is not format_regularizer and name not in _PROSE
-            table.add_column(name, justify=justify, no_wrap=is_whole)
+            table.add_column(name, justify=justify, no_wrap=name not in _PROSE)
         for row in self:
-            cells = (fmt(getattr(row, name)) for name, fmt in self._columns.items())
-            table.add_row(*cells)
+            table.add_row(*(_cell(name, getattr(row, name)) for name in self._columns))
         file = io.StringIO()
         console = Console(file=file, markup=False, highlight=False)
         width = shutil.get_terminal_size((_WIDTH, 24)).columns
@@ -90,16 +77,22 @@ def format_regularizer(regularizer):
     return f"{type(regularizer).__name__}({arguments})"
 
 
-def format_norm(norm):
-    """Formats a norm, or a factor of one, with four digits."""
-    return f"{norm:.4g}"
+def _cell(name, value):
+    if name in _NUMBERS:
+        return _NUMBERS[name](value)
+    if name == "regularizer":
+        return format_regularizer(value)
+    if name == "shape":  # as in Keras's summary
+        return f"({', '.join(map(str, value))})"
+    return str(value)
 
 
-def format_share(share):
-    """Formats a part of a whole in percent; "" for NaN."""
+def _format_share(share):
     return "" if share != share else f"{share:.1%}"
 
 
-def format_shape(shape):
-    """Formats a shape as Keras's summary does."""
-    return f"({', '.join(map(str, shape))})"
+# Columns of numbers, and how they are printed.
+_NUMBERS: dict[str, Callable[[float], str]] = dict.fromkeys(
+    ("norm", "before", "after", "factor", "coefficient"), "{:.4g}".format
+)
+_NUMBERS["share"] = _format_share

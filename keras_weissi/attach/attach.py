@@ -11,13 +11,7 @@ import dataclasses
 import keras
 
 from keras_weissi._utils.keras_private import regularizers_kept_by
-from keras_weissi._utils.tables import (
-    Columns,
-    KernelTable,
-    format_norm,
-    format_regularizer,
-    format_shape,
-)
+from keras_weissi._utils.tables import KernelTable, format_regularizer
 from keras_weissi._utils.user_warnings import listed, warn
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.attach.decisions import (
@@ -32,14 +26,6 @@ from keras_weissi.model.kernels import host_norm, kernels_of_built
 from keras_weissi.model.selection import Layers, Regularizers
 from keras_weissi.model.walk import layers_of
 from keras_weissi.regularizers import WEISSI
-
-_COLUMNS: Columns = {
-    "name": str,
-    "shape": format_shape,
-    "norm": format_norm,
-    "regularizer": format_regularizer,
-    "note": str,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +223,7 @@ def _report(decisions):
     reasons = [d.left_out.reason for d in decisions if d.left_out]
     if normalized := reasons.count(Reason.NORMALIZED):
         caption += f"; include_normalized=True takes the {normalized} normalized ones"
-    return KernelTable(rows, _COLUMNS, caption)
+    return KernelTable(rows, "name shape norm regularizer note", caption)
 
 
 def _note(decision):

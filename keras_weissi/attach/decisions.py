@@ -22,7 +22,7 @@ from keras_weissi.model.selection import (
     validate_selection,
 )
 from keras_weissi.regularizers import WEISSI
-from keras_weissi.symmetry.coefficients import shares_of_kernels
+from keras_weissi.symmetry.coefficients import find_shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +102,8 @@ def decide_invariant(model, regularizer, layers, include_normalized, replace):
     if layers is not None:
         raise invalid("layers", "None, as coefficients are for all kernels", layers)
     graph = Graph(model)
-    decisions = [
-        _decide_share(share, regularizer)
-        for share in shares_of_kernels(model, graph, include_normalized, replace)
-    ]
+    shares, _ = find_shares(model, graph, include_normalized, replace)
+    decisions = [_decide_share(share, regularizer) for share in shares]
     return _completed(decisions, model, graph)
 
 

@@ -54,6 +54,15 @@ class Kernel:
         """Whether it is a gamma without `WEISSI`, which is taken only if named."""
         return self.kind == "gamma" and not isinstance(self.regularizer, WEISSI)
 
+    def counts(self, everything: bool = False) -> bool:
+        """Whether `kernels` lists it."""
+        if isinstance(self.regularizer, WEISSI):
+            return self.kind != "lora"  # its norm says nothing, and starts at 0
+        if everything:
+            return self.kind in ("kernel", "embedding")
+        is_float = keras.backend.is_float_dtype(self.variable.dtype)
+        return self.kind == "kernel" and is_float
+
 
 def kernels(model, everything=False):
     """Lists the kernels of a model.
@@ -83,12 +92,12 @@ def kernels(model, everything=False):
     >>> [kernel.name for kernel in kernels(model)]
     ['backbone/conv', 'lstm/lstm_cell/kernel', 'lstm/lstm_cell/recurrent_kernel']
     """
-    return [kernel for kernel in _weights(model) if _counts(kernel, everything)]
+    return [kernel for kernel in _weights(model) if kernel.counts(everything)]
 
 
 def kernels_and_gammas(model):
     """Lists all that a name can stand for: every kernel, and all gammas."""
-    return [k for k in _weights(model) if k.kind == "gamma" or _counts(k, True)]
+    return [k for k in _weights(model) if k.kind == "gamma" or k.counts(True)]
 
 
 def kernels_of_built(model, everything=False):
@@ -185,15 +194,6 @@ def _kind_of(layer, variable):
     if name == "kernel" or name.endswith("_kernel"):
         return "kernel"
     return "gamma" if variable is gamma_of(layer) else "other"
-
-
-def _counts(kernel, everything):
-    if isinstance(kernel.regularizer, WEISSI):
-        return kernel.kind != "lora"  # its norm says nothing, and starts at 0
-    if everything:
-        return kernel.kind in ("kernel", "embedding")
-    is_float = keras.backend.is_float_dtype(kernel.variable.dtype)
-    return kernel.kind == "kernel" and is_float
 
 
 def clean(name):

@@ -6,14 +6,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_weissi._utils.tables import (
-    Columns,
-    KernelTable,
-    format_norm,
-    format_regularizer,
-    format_shape,
-    format_share,
-)
+from keras_weissi._utils.tables import KernelTable
 from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import host_norm, kernels_of_built
 from keras_weissi.regularizers import WEISSI
@@ -94,14 +87,6 @@ def norm_table(
         )
         for kernel, norm, share in zip(found, norms, shares, strict=True)
     ]
-    columns: Columns = {
-        "name": str,
-        "shape": format_shape,
-        "norm": format_norm,
-        "share": format_share,
-        "regularizer": format_regularizer,
-        "normalized": str,
-    }
     caption = f"log norm product: {total:.4f}"
     ours = [isinstance(kernel.regularizer, WEISSI) for kernel in found]
     if any(ours) and not all(ours):
@@ -110,7 +95,7 @@ def norm_table(
         caption += (
             f"; of the {sum(ours)} with WEISSI, which NormLogger watches: {part:.4f}"
         )
-    table = KernelTable(rows, columns, caption)
+    table = KernelTable(rows, "name shape norm share regularizer normalized", caption)
     if print_fn is not None:
         print_fn(str(table))
     return table

@@ -5,11 +5,11 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_weissi._utils.tables import KernelTable, format_norm
+from keras_weissi._utils.tables import KernelTable
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import Kernel, kernels
+from keras_weissi.model.kernels import Kernel, kernels_and_gammas
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.groups import solver_edges, solver_nodes
 from keras_weissi.symmetry.solvers import GROUND, nearest_flow
@@ -120,11 +120,11 @@ def invariant_coefficients(
     [0.12, 0.06, 0.06, 0.12]
     """
     check_bool(include_normalized, "include_normalized")
-    shares, reasons = _find_shares(model, Graph(model), include_normalized)
+    shares, reasons = find_shares(model, Graph(model), include_normalized)
     bearing = [share for share in shares if share.left_out is None]
     table = KernelTable(
         [CoefficientRow(s.kernel.name, s.coefficient, _note(s)) for s in shares],
-        {"name": str, "coefficient": format_norm, "note": str},
+        "name coefficient note",
     )
     return InvariantCoefficients(
         {share.kernel.name: share.coefficient for share in bearing},
@@ -134,13 +134,13 @@ def invariant_coefficients(
     )
 
 
-def shares_of_kernels(model, graph, include_normalized, replace):
-    """Lists the `Share` of every kernel; the arguments are those of `regularize`."""
-    return _find_shares(model, graph, include_normalized, replace)[0]
+def find_shares(model, graph, include_normalized, replace=False):
+    """Finds what each kernel bears; the arguments are those of `regularize`.
 
-
-def _find_shares(model, graph, include_normalized, replace=False):
-    """Returns a `Share` for each kernel, and why plain `WEISSI` is not invariant."""
+    Returns:
+        Pair of a list of `Share`, one a kernel, and of a list of str, the reasons why
+        plain `WEISSI` is not invariant.
+    """
     groups = scale_groups(model)
     edges = groups.edges
 
@@ -159,19 +159,23 @@ def _find_shares(model, graph, include_normalized, replace=False):
         flow = nearest_flow(count, sources, targets, plain | (chosen & fed))
     else:
         flow = plain.astype("float64")
+    edge_of = {id(edge.kernel.variable): i for i, edge in enumerate(edges)}
     shares = []
-    for edge, coefficient, why_not in zip(edges, flow.tolist(), left_out, strict=True):
-        if why_not is None and coefficient == 0.0:
-            why_not = LeftOut(
-                Reason.NOT_NEEDED if edge.is_gamma else Reason.OTHERS_TAKE_IT
-            )
-        shares.append(Share(edge.kernel, coefficient, why_not))
-    known = {id(edge.kernel.variable) for edge in edges}
-    for kernel in kernels(model, everything=True):
-        if id(kernel.variable) not in known:
+    for kernel in kernels_and_gammas(model):
+        i = edge_of.get(id(kernel.variable))
+        if i is not None:
+            coefficient, why_not = float(flow[i]), left_out[i]
+            if why_not is None and coefficient == 0.0:
+                is_gamma = kernel.kind == "gamma"
+                why_not = LeftOut(
+                    Reason.NOT_NEEDED if is_gamma else Reason.OTHERS_TAKE_IT
+                )
+        elif kernel.is_bare_gamma:
+            continue
+        else:
             why_not = why(kernel)
             coefficient = 1.0 if why_not is None else 0.0
-            shares.append(Share(kernel, coefficient, why_not, is_outside=True))
+        shares.append(Share(kernel, coefficient, why_not, is_outside=i is None))
     return shares, reasons
 
 

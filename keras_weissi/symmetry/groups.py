@@ -7,11 +7,12 @@ and the kernels are the edges between the groups.
 
 import dataclasses
 import itertools
+import types
 
 import keras
 import numpy as np
 
-from keras_weissi._utils.tables import KernelTable, format_shape
+from keras_weissi._utils.tables import KernelTable
 from keras_weissi.model.kernels import Kernel
 from keras_weissi.symmetry.solvers import GROUND
 
@@ -83,61 +84,34 @@ class ScaleGroups:
         """The groups whose factor is 1."""
         return [group for group in self.groups if not group.free]
 
-    def __str__(self):
-        rows = [
-            _GroupRow(
-                str(group.index),
-                "free" if group.free else "1",
-                "; ".join(f"{name}: {reason}" for name, reason in group.pins[:1])
+    def __str__(self) -> str:
+        groups = [
+            types.SimpleNamespace(
+                group=group.index,
+                scale="free" if group.free else "1",
+                pinned_by="; ".join(f"{name}: {why}" for name, why in group.pins[:1])
                 + (f" (and {len(group.pins) - 1} more)" if group.pins[1:] else ""),
-                _shortened(group.layers),
+                outputs_of=_shortened(group.layers),
             )
             for group in self.groups
         ]
-        groups = KernelTable(
-            rows,
-            {"group": str, "scale": str, "pinned_by": str, "outputs_of": str},
-            f"{len(self.groups)} groups, {len(self.free)} of them free",
+        edges = [
+            types.SimpleNamespace(
+                name=edge.kernel.name,
+                weight="gamma" if edge.is_gamma else "kernel",
+                shape=tuple(edge.kernel.variable.shape),
+                source=edge.source,
+                target=edge.target,
+            )
+            for edge in self.edges
+        ]
+        caption = f"{len(groups)} groups, {len(self.free)} of them free"
+        return (
+            f"{KernelTable(groups, 'group scale pinned_by outputs_of', caption)}\n"
+            f"{KernelTable(edges, 'name weight shape source target')}"
         )
-        edges = KernelTable(
-            [
-                _EdgeRow(
-                    edge.kernel.name,
-                    "gamma" if edge.is_gamma else "kernel",
-                    tuple(edge.kernel.variable.shape),
-                    str(edge.source),
-                    str(edge.target),
-                )
-                for edge in self.edges
-            ],
-            {
-                "name": str,
-                "weight": str,
-                "shape": format_shape,
-                "source": str,
-                "target": str,
-            },
-        )
-        return f"{groups}\n{edges}"
 
     __repr__ = __str__
-
-
-@dataclasses.dataclass(frozen=True)
-class _GroupRow:
-    group: str
-    scale: str
-    pinned_by: str
-    outputs_of: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _EdgeRow:
-    name: str
-    weight: str
-    shape: tuple
-    source: str
-    target: str
 
 
 def _shortened(names):

@@ -7,8 +7,8 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_weissi._utils.tables import Columns, KernelTable, format_norm, format_shape
-from keras_weissi.model.kernels import host_norm, kernels, kernels_and_gammas
+from keras_weissi._utils.tables import KernelTable
+from keras_weissi.model.kernels import host_norm, kernels_and_gammas
 from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
@@ -200,36 +200,31 @@ def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
     if norms is None:
         norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
     multiply_all(factors, optimizer_of(model, optimizer))
-    rows = {}
-    for i, edge in enumerate(groups.edges):
-        variable, factor = edge.kernel.variable, by_edge.get(i, 1.0)
-        remarks = ("gamma" if edge.is_gamma else "", notes.get(i, ""))
-        rows[id(variable)] = RescalingRow(
-            edge.kernel.name,
-            tuple(variable.shape),
-            norms[i],
-            norms[i] if factor == 1.0 else host_norm(variable),
-            factor,
-            "; ".join(note for note in remarks if note),
+    index_of = {id(edge.kernel.variable): i for i, edge in enumerate(groups.edges)}
+    rows = []
+    for kernel in kernels_and_gammas(model):
+        index = index_of.get(id(kernel.variable))
+        if index is not None:
+            norm, factor = norms[index], by_edge.get(index, 1.0)
+            remarks = ["gamma"] if kernel.kind == "gamma" else []
+            remarks += [notes[index]] if index in notes else []
+        elif kernel.counts() and not kernel.is_bare_gamma:
+            norm, factor = host_norm(kernel.variable), 1.0
+            remarks = ["no scale can be shifted through its layer"]
+        else:
+            continue
+        rows.append(
+            RescalingRow(
+                kernel.name,
+                tuple(kernel.variable.shape),
+                norm,
+                norm if factor == 1.0 else host_norm(kernel.variable),
+                factor,
+                "; ".join(remarks),
+            )
         )
-    for kernel in kernels(model):
-        if id(kernel.variable) not in rows:
-            norm = host_norm(kernel.variable)
-            shape = tuple(kernel.variable.shape)
-            note = "no scale can be shifted through its layer"
-            row = RescalingRow(kernel.name, shape, norm, norm, 1.0, note)
-            rows[id(kernel.variable)] = row
     before, after = (
-        sum(getattr(row, name) ** 2 for row in rows.values())
-        for name in ("before", "after")
+        sum(getattr(row, name) ** 2 for row in rows) for name in ("before", "after")
     )
-    columns: Columns = {
-        "name": str,
-        "shape": format_shape,
-        "before": format_norm,
-        "after": format_norm,
-        "factor": format_norm,
-        "note": str,
-    }
     caption = f"sum of squares: {before:.4g} before, {after:.4g} after"
-    return KernelTable(rows.values(), columns, caption)
+    return KernelTable(rows, "name shape before after factor note", caption)
