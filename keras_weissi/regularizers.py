@@ -7,6 +7,7 @@ alone, which such a shift leaves as it is.
 """
 
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -14,6 +15,8 @@ import numpy as np
 from keras import ops
 
 from keras_weissi._utils.validation import as_number, invalid
+
+__all__ = ["WEISSI", "largest_log_norm"]
 
 # The square of `min_norm` has to be a normal float32 number.
 _MIN_NORM_RANGE = (1e-18, 1e18)
@@ -143,6 +146,47 @@ class WEISSI(keras.regularizers.Regularizer):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v:g}" for k, v in self.get_config().items())
         return f"WEISSI({arguments})"
+
+
+def largest_log_norm(classes: int) -> float:
+    """Returns the largest `log_norm` that the last kernel of a classifier can bear.
+
+    `largest_log_norm = max over x of x * (C - 1) / (C - 1 + exp(x)) = W((C - 1) / e)`,
+    where `C` is the number of classes and `W` is Lambert's function. With more, no
+    training that minimizes the cross-entropy comes to rest before the kernel `K` that
+    makes the logits has fallen to its `min_norm`, whatever the data, the width and
+    the depth. For where it comes to rest, the cross-entropy pulls `K` outwards as hard
+    as the penalty pulls it inwards: `-sum(K * dL/dK) = log_norm`. With logits `z` and
+    probabilities `p`, and a bias that is at rest too (not frozen), the left side is the
+    mean of `z[label] - sum(p * z)` over the rows. None can be more than the above.
+
+    It is a limit, not a good value. A network that does not fit all labels, because
+    some are wrong, collapses from a smaller one on. Where a network is a plain chain of
+    layers with homogeneous activations, as ReLU, the limit is that of every kernel.
+
+    Args:
+        classes: int, at least 2: the number of classes. 2 for outputs of a sigmoid.
+
+    Returns:
+        float: 0.278 for 2 classes, 1.10 for 10, 4.42 for 1,000. For a loss that is the
+        mean over the rows; it grows with the weights of the rows and of the loss.
+
+    Raises:
+        ValueError: If `classes` is not an int of at least 2, or is past the range of
+            floats.
+
+    Example:
+
+    >>> from keras_weissi import largest_log_norm
+    >>> [round(largest_log_norm(classes), 2) for classes in (2, 10, 1000)]
+    [0.28, 1.1, 4.42]
+    """
+    from scipy.special import lambertw
+
+    if not isinstance(classes, numbers.Integral) or not 2 <= int(classes) <= 10**308:
+        expected = "an int of at least 2, and within the range of floats"
+        raise invalid("classes", expected, classes)
+    return float(lambertw((int(classes) - 1) / math.e).real)
 
 
 def _as_float_tensor(x):
