@@ -12,14 +12,13 @@ from keras_weissi.regularizers import WEISSI, dtype_of_sums
 def make_norm_reader(watched, model):
     """Builds a function that reads the norms and the penalty of a model.
 
-    The function computes everything on the device, in one pass over the kernels that
-    have no penalty on their direction, and brings it over in one transfer. The
-    kernels and regularizers are fixed when it is built, the values are read on every
-    call.
+    The function computes everything on the device and transfers the result once. It
+    reads a kernel once, or twice if its direction is penalized. Kernels and
+    regularizers are fixed when it is built; the values are read on every call.
 
     Args:
         watched: List of `Kernel`.
-        model: The `keras.Model` whose weight penalties are summed up.
+        model: The `keras.Model` whose weight penalties are added up.
 
     Returns:
         Function without arguments that returns a pair: a float64 array of the
@@ -32,7 +31,9 @@ def make_norm_reader(watched, model):
     by_sums: dict[tuple, list] = {}
     others = []
     for variable in penalized:
-        if type(variable.regularizer) is WEISSI:  # a subclass may compute otherwise
+        if (
+            type(variable.regularizer) is WEISSI
+        ):  # a subclass may compute something else
             config = tuple(variable.regularizer.get_config().items())
             by_sums.setdefault(config, []).append(variable)
         else:
@@ -74,10 +75,10 @@ def make_norm_reader(watched, model):
         return ops.stack([*result, penalty])
 
     run_eagerly = getattr(model, "run_eagerly", False)
-    measured = compile_function(measure, variables, run_eagerly)
+    compiled = compile_function(measure, variables, run_eagerly)
 
     def read():
-        numbers = ops.convert_to_numpy(measured()).astype("float64")
+        numbers = ops.convert_to_numpy(compiled()).astype("float64")
         return numbers[:-1], float(numbers[-1])
 
     return read

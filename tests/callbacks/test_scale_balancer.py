@@ -283,7 +283,7 @@ def test_a_device_that_fails_ends_the_fit(monkeypatch):
     def fail(*arguments):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("keras_weissi.balancer.balance", fail)
+    monkeypatch.setattr("keras_weissi.callbacks.scale_balancer.balance", fail)
     model = make_model()
     with pytest.raises(RuntimeError, match="out of memory"):
         fit(model, 1, ScaleBalancer())

@@ -14,7 +14,7 @@ from helpers import BACKEND, ROOT, run_python
 import keras_weissi
 
 MODULES = [
-    *("attach.attach", "callbacks.collapse", "callbacks.norm_logger"),
+    *("attach.attach", "callbacks.norm_logger"),
     *("callbacks.scale_balancer", "model.kernels", "plotting", "regularizers"),
     *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
 ]
