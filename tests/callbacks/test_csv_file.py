@@ -36,7 +36,7 @@ def path(tmp_path):
     return tmp_path / "record.csv"
 
 
-# The kernel's own limit on the size of a file: it writes a part, and then says no.
+# With this limit, the operating system writes a part of the file, then raises an error.
 LIMITED = """
 import errno, os, resource, sys
 from keras_weissi.callbacks.csv_file import write_csv

@@ -66,7 +66,7 @@ def read_csv(path):
 
 @pytest.fixture
 def full_disk(tmp_path, monkeypatch):
-    """Whatever is written below `tmp_path` meets a full disk, by the kernel's word."""
+    """Every write below `tmp_path` fails as on a full disk: it goes to `/dev/full`."""
     if not os.path.exists("/dev/full"):
         pytest.skip("the system has no /dev/full")
     original = open
