@@ -118,6 +118,12 @@ def relative_error(actual, expected):
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
+def run_example(name, *arguments):
+    """Runs an example in a new process, where a warning of ours is an error."""
+    path = ROOT / "examples" / name
+    return run_python("-W", "error::UserWarning:keras_weissi", path, *arguments)
+
+
 def count_transfers(monkeypatch, variable):
     """Returns a list that grows with every tensor or variable brought to the host."""
     kinds = {type(keras.ops.sum(variable)), type(variable.value), type(variable)}

@@ -1,10 +1,11 @@
-"""What is public has a docstring that names everything, and a line in `docs/api.md`."""
+"""What is public has types, a full docstring and a line in `docs/api.md`."""
 
 import dataclasses
 import importlib
 import inspect
 import re
 
+import keras
 import pytest
 from helpers import ROOT
 
@@ -80,6 +81,29 @@ def test_what_is_public_is_documented():
     things = public()
     missing = [lack for item in things.items() for lack in undocumented(*item)]
     assert not missing, "\n".join(["docstrings lack:", *missing])
+
+
+def test_what_is_public_has_types():
+    seen = []
+    for name, thing in public().items():
+        members = {"": thing}
+        if inspect.isclass(thing):
+            members = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
+            members |= {k: vars(thing)[k] for k in ("__init__",) if k in vars(thing)}
+        for member, function in members.items():
+            if isinstance(function, property):
+                function = function.fget
+            if not inspect.isfunction(function):
+                continue
+            # The hooks and setters of a callback are those of Keras, without types.
+            if hasattr(keras.callbacks.Callback, member) and member != "__init__":
+                continue
+            parameters = inspect.signature(function).parameters
+            typed = set(function.__annotations__)
+            missing = {*parameters, "return"} - {"self"} - typed
+            assert not missing, (name, member, missing)
+            seen.append((name, member))
+    assert len(seen) > 25 and ("NormLogger", "__init__") in seen
 
 
 class _Undocumented:

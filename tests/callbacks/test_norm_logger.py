@@ -274,12 +274,19 @@ def test_empty_logs_are_filled():
     }
 
 
+@pytest.fixture(scope="module")
+def deep():
+    """A model of which Keras takes seconds to make a training step, and its weights."""
+    model = make_model(WEISSI(), depth=54)
+    model.compile("sgd", "mse", metrics=["accuracy"])
+    return model, model.get_weights()
+
+
 @pytest.mark.parametrize("verbose", [1, 2])
 @pytest.mark.parametrize("scale", [1.0, 1e8])
-def test_the_progress_line_stays_short(verbose, scale, capfd):
-    model = make_model(WEISSI(), depth=54)
-    # On TensorFlow, XLA would take seconds to compile so many layers.
-    model.compile("sgd", "mse", metrics=["accuracy"], jit_compile=BACKEND == "jax")
+def test_the_progress_line_stays_short(deep, verbose, scale, capfd):
+    model, weights = deep
+    model.set_weights(weights)
     for i in range(54):
         kernel = model.get_layer(f"h{i}").kernel
         kernel.assign(scale * kernel)
@@ -306,6 +313,7 @@ def test_the_bar_can_be_left_to_another(capfd):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 def test_one_transfer_a_measurement(monkeypatch):
     model = make_model(WEISSI(0.1, 0.01), depth=20)
     logger = NormLogger()
@@ -592,7 +600,7 @@ def test_a_norm_of_0_beside_an_infinite_one_makes_no_noise():
     model = make_model()
     model.get_layer("h0").kernel.assign(np.zeros((4, 4)))
     model.get_layer("h1").kernel.assign(np.full((4, 4), np.inf))
-    with pytest.warns(UserWarning, match="'h1' is no longer finite: inf"):
+    with pytest.warns(UserWarning, match="is no longer finite"):
         history = fit(model, NormLogger()).history
     norm_table(model, print_fn=None)
     assert np.isnan(history["log_norm_product"]).all()
@@ -602,7 +610,7 @@ def test_a_state_that_is_not_a_number_is_recorded_once():
     model = make_model()
     model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
     logger = NormLogger()
-    with pytest.warns(UserWarning, match="'h0' is no longer finite: nan"):
+    with pytest.warns(UserWarning, match="is no longer finite: nan"):
         fit(model, logger, epochs=1)
         fit(model, logger, initial_epoch=1, epochs=2)
     assert [row["epoch"] for row in logger.record] == [0, 1, 2]

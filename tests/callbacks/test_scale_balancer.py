@@ -98,7 +98,7 @@ def test_keeps_alive_a_layer_that_collapses_without_it():
         start = norms_of(model)
         logger = NormLogger()
         callbacks = [*callbacks, logger]
-        model.fit(X, 0 * Y, 16, epochs=60, verbose=0, callbacks=callbacks)
+        model.fit(X, 0 * Y, 8, epochs=30, verbose=0, callbacks=callbacks)
         norms = {
             layer.name: np.array([row[f"norm/{layer.name}"] for row in logger.record])
             for layer in model.layers

@@ -6,7 +6,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, penalty_of, run_python
+from helpers import penalty_of, run_example
 from keras import layers
 
 from keras_weissi import WEISSI, norm_table, regularize
@@ -22,6 +22,7 @@ def build(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:regularize changed 0 of")  # all are normalized
 @pytest.mark.parametrize("name", NAMES)
 def test_applications(name, tmp_path):
     model = build(name)
@@ -80,7 +81,7 @@ def test_a_thousand_layers_take_under_two_seconds():
 )
 def test_finetune_example(model, kept, left_out, tmp_path):
     arguments = ["--model", model, "--epochs", 1, "--images", 20, "--out", tmp_path]
-    result = run_python(ROOT / "examples" / "finetune.py", *arguments)
+    result = run_example("finetune.py", *arguments)
     assert result.returncode == 0, result.stderr
     assert f"{kept} kernels changed" in result.stdout
     assert left_out is None or left_out in result.stdout
@@ -97,7 +98,7 @@ def test_finetune_example(model, kept, left_out, tmp_path):
     ],
 )
 def test_finetune_example_names_bad_values(arguments, message):
-    result = run_python(ROOT / "examples" / "finetune.py", *arguments)
+    result = run_example("finetune.py", *arguments)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

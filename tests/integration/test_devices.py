@@ -9,7 +9,7 @@ import types
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, ROOT, relative_error, run_python, to_numpy
+from helpers import BACKEND, ROOT, relative_error, run_example, run_python, to_numpy
 
 EXAMPLE = ROOT / "examples" / "distributed.py"
 RUNS = {
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
         if (engine, devices) not in done:
             out = tmp_path_factory.mktemp("out")
             arguments = ["--engine", engine, "--devices", devices, "--out", out]
-            process = run_python(EXAMPLE, *arguments)
+            process = run_example("distributed.py", *arguments)
             assert process.returncode == 0, process.stderr
             with np.load(out / "result.npz") as result:
                 result = dict(result)
@@ -426,6 +426,6 @@ OTHER = "data" if BACKEND == "torch" else "ddp"
     ],
 )
 def test_the_example_names_bad_values(arguments, message):
-    process = run_python(EXAMPLE, *arguments)
+    process = run_example("distributed.py", *arguments)
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert message in process.stderr.splitlines()[-1]

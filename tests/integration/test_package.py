@@ -3,17 +3,13 @@
 import csv
 import doctest
 import importlib
-import inspect
 import json
 import re
 import shutil
 import zipfile
 
-import keras
 import pytest
-from helpers import BACKEND, ROOT, run_python
-
-import keras_weissi
+from helpers import BACKEND, ROOT, run_example, run_python
 
 MODULES = [
     *("attach.attach", "callbacks.norm_logger", "callbacks.scale_balancer"),
@@ -52,46 +48,6 @@ def test_docstring_examples_run(module):
     assert tried and not failed
 
 
-def public():
-    """All that a user meets: functions, classes with their methods and properties."""
-    for name in keras_weissi.__all__:
-        yield name, getattr(keras_weissi, name)
-    yield "plot_norms", importlib.import_module("keras_weissi.plotting").plot_norms
-    for module, names in (
-        ("attach", ["Attachment"]),
-        ("symmetry", ["CoefficientRow", "InvariantCoefficients"]),
-        ("symmetry", ["KernelEdge", "ScaleGroup", "ScaleGroups"]),
-        ("model", ["Kernel", "NormRow"]),
-        ("symmetry", ["Rescaling"]),
-        ("attach", ["KernelTable"]),
-    ):
-        module = importlib.import_module(f"keras_weissi.{module}")
-        yield from ((name, getattr(module, name)) for name in names)
-
-
-def test_what_is_public_has_types():
-    seen = []
-    for name, thing in public():
-        members = {"": thing}
-        if inspect.isclass(thing):
-            members = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
-            members |= {k: vars(thing)[k] for k in ("__init__",) if k in vars(thing)}
-        for member, function in members.items():
-            if isinstance(function, property):
-                function = function.fget
-            if not inspect.isfunction(function):
-                continue
-            # The hooks and setters of a callback are those of Keras, without types.
-            if hasattr(keras.callbacks.Callback, member) and member != "__init__":
-                continue
-            parameters = inspect.signature(function).parameters
-            typed = set(function.__annotations__)
-            missing = {*parameters, "return"} - {"self"} - typed
-            assert not missing, (name, member, missing)
-            seen.append((name, member))
-    assert len(seen) > 25 and ("NormLogger", "__init__") in seen
-
-
 @pytest.mark.parametrize(
     ("page", "count", "files"),
     [
@@ -122,7 +78,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
 
 def test_symmetry_example(tmp_path):
     out = tmp_path / "out"
-    result = run_python(ROOT / "examples" / "symmetry.py", "--epochs", 2, "--out", out)
+    result = run_example("symmetry.py", "--epochs", 2, "--out", out)
     assert result.returncode == 0, result.stderr
     rows = {}
     for line in result.stdout.splitlines():
@@ -141,14 +97,14 @@ def test_symmetry_example(tmp_path):
     "arguments", [["--epochs", "0"], ["--spread", "0"], ["--seed", "-1"]]
 )
 def test_symmetry_example_names_bad_values(arguments):
-    result = run_python(ROOT / "examples" / "symmetry.py", *arguments)
+    result = run_example("symmetry.py", *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"argument {arguments[0]}: expected" in result.stderr.splitlines()[-1]
 
 
 def test_digits_example(tmp_path):
     out = tmp_path / "out"
-    result = run_python(ROOT / "examples" / "digits.py", "--epochs", 3, "--out", out)
+    result = run_example("digits.py", "--epochs", 3, "--out", out)
     assert result.returncode == 0, result.stderr
     for name in ("none", "L2(0.001)", "WEISSI(0.03)"):
         assert re.search(rf"│ {re.escape(name)} +│ +\d\d\.\d% │", result.stdout)
@@ -176,7 +132,7 @@ def test_digits_example(tmp_path):
     ],
 )
 def test_digits_example_names_bad_values(arguments, message):
-    result = run_python(ROOT / "examples" / "digits.py", *arguments)
+    result = run_example("digits.py", *arguments)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

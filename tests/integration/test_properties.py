@@ -35,7 +35,7 @@ from keras_weissi import (
     shift_scales,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:regularize. of")
+pytestmark = pytest.mark.filterwarnings("ignore:(regularize|The regularizer of) ")
 
 # How many examples the slow run of each test has.
 COUNTS = {}

@@ -256,7 +256,10 @@ def test_every_mode_of_compile_takes_the_same_steps(mode):
     optimizer = keras.optimizers.SGD(RATE)
     model.compile(optimizer, "mse", **mode)
     if BACKEND == "torch" and "steps_per_execution" in mode:
-        with pytest.raises(ValueError, match="must be 1 with the PyTorch backend"):
+        with (
+            pytest.warns(UserWarning, match="Your input ran out of data"),
+            pytest.raises(ValueError, match="must be 1 with the PyTorch backend"),
+        ):
             model.fit(X, Y, verbose=0)
         pytest.skip("Keras takes one step at a time on PyTorch")
     start = values_of(model)
