@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from keras_weissi import WEISSI, NormLogger
-from keras_weissi.callbacks import norm_reader
+from keras_weissi._utils.backend import compile_function
 from keras_weissi.model.kernels import kernels
 
 CONSOLE = Console()
@@ -137,7 +137,7 @@ def logger_times(model, rounds):
     logger.on_train_begin()
     logger.on_epoch_begin(0)
     variables = [kernel.variable for kernel in kernels(model)]
-    read_once = norm_reader._compiled(
+    read_once = compile_function(
         lambda values: ops.stack([ops.sum(v) for v in values]), variables
     )
 

@@ -19,7 +19,7 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-# What the new process runs. It has no other preparation than the import.
+# What the new process runs. The import is all the preparation it needs.
 RELOAD = """
 import json, sys
 import numpy as np
@@ -166,7 +166,7 @@ def main():
             arguments.epochs,
             unit_name="epoch",
             stateful_metrics=shown,
-            verbose=1 if sys.stdout.isatty() else 2,  # 2: the last line alone
+            verbose=1 if sys.stdout.isatty() else 2,  # 2: only the last line
         )
 
         def advance(epoch, logs, bar=bar):

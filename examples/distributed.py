@@ -1,8 +1,8 @@
-"""Trains one small network on many devices, in each way that Keras 3 knows.
+"""Trains one small network on many devices, in every way that Keras 3 supports.
 
 Copy the `train_...` function for your engine, and what it calls. On a machine without
 accelerators the devices are virtual CPUs. Whatever the engine, the penalty is
-counted once, `NormLogger` writes one row an epoch, and the weights come out as from a
+counted once, `NormLogger` records one row per epoch, and the weights equal those of a
 single device, up to rounding.
 
     python examples/distributed.py                                # what is installed
@@ -29,7 +29,7 @@ DEFAULT_ENGINES = {"tensorflow": "mirrored", "jax": "data", "torch": "ddp"}
 
 
 def make_data():
-    """Returns 256 rows of 16 features, and labels that a network has drawn."""
+    """Returns 256 rows of 16 features, and labels from a random network."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(256, 16)).astype("float32")
     hidden = np.maximum(x @ rng.normal(size=(16, 8)), 0.0)
@@ -65,7 +65,7 @@ def compile_and_fit(model, out=None):
         keras.optimizers.SGD(RATE, momentum=MOMENTUM),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    logger = NormLogger(filename=out and out / "norms.csv")
+    logger = NormLogger()
     callbacks = [logger]
     if out is not None:
         callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
@@ -82,7 +82,7 @@ def train_single(devices, out=None):
     """Trains on one device."""
     model = make_model()
     logger = compile_and_fit(model, out)
-    return report(model, logger)
+    return report(model, logger, out)
 
 
 # JAX: the batch is split, the weights are on every device.
@@ -93,11 +93,11 @@ def train_data(devices, out=None):
     import keras
 
     distribution = keras.distribution.DataParallel(devices=jax_devices(devices))
-    # Before the model is made: its variables are laid out by it.
+    # Before the model is made, as it decides how the variables are laid out.
     keras.distribution.set_distribution(distribution)
     model = make_model()
     logger = compile_and_fit(model, out)
-    return report(model, logger)
+    return report(model, logger, out)
 
 
 # JAX: the batch is split in two, and the kernels are sharded over the rest.
@@ -111,13 +111,13 @@ def train_model(devices, out=None):
     mesh = keras.distribution.DeviceMesh(
         (rows, devices // rows), ("batch", "model"), jax_devices(devices)
     )
-    # A pattern has to match a whole path, such as "network/hidden_1/kernel"; what none
-    # matches is copied to every device, without a word.
+    # A pattern must match a whole path, such as "network/hidden_1/kernel". A variable
+    # that no pattern matches is silently copied to every device.
     layout = keras.distribution.LayoutMap(mesh)
     layout[".*hidden_./kernel"] = (None, "model")
     layout[".*hidden_./bias"] = ("model",)
     layout[".*logits/kernel"] = ("model", None)
-    # Before the model is made: its variables are laid out by it.
+    # Before the model is made, as it decides how the variables are laid out.
     keras.distribution.set_distribution(
         keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
     )
@@ -127,7 +127,7 @@ def train_model(devices, out=None):
     for layer in model.layers:
         shard = layer.kernel.value.addressable_shards[0].data.shape
         print(f"{layer.name}: kernel {layer.kernel.shape}, on each device {shard}")
-    return report(model, logger)
+    return report(model, logger, out)
 
 
 # TensorFlow: the batch is split, the weights are on every device.
@@ -148,10 +148,10 @@ def train_mirrored(devices, out=None):
     with strategy.scope():
         model = make_model()
         logger = compile_and_fit(model, out)
-    return report(model, logger)
+    return report(model, logger, out)
 
 
-# PyTorch: one process a device, each with the whole network and its share of the batch.
+# PyTorch: one process per device, each with the whole network and a part of the batch.
 
 
 def train_ddp(devices, out=None):
@@ -166,7 +166,7 @@ def train_ddp(devices, out=None):
 
 
 def ddp_process(rank, devices, folder, out):
-    """Is one of the processes. The first leaves the result in a file."""
+    """Runs in each process. The first process saves the result in a file."""
     import keras
     import torch
     import torch.distributed as dist
@@ -189,8 +189,8 @@ def ddp_process(rank, devices, folder, out):
     x, y = map(keras.ops.convert_to_tensor, make_data())
     steps = len(x) // BATCH
 
-    # In every process: the first alone draws and writes. A CSVLogger does not know.
-    logger = NormLogger(filename=out and out / "norms.csv")
+    # In every process, as all must measure alike; CSVLogger only where it should write.
+    logger = NormLogger()
     callbacks = [logger]
     if rank == 0 and out is not None:
         callbacks.append(keras.callbacks.CSVLogger(out / "log.csv"))
@@ -217,7 +217,7 @@ def ddp_process(rank, devices, folder, out):
     callbacks.on_train_end()
 
     if rank == 0:
-        np.savez(folder / "result.npz", **report(model, logger))
+        np.savez(folder / "result.npz", **report(model, logger, out))
     dist.destroy_process_group()
 
 
@@ -234,13 +234,15 @@ def jax_devices(count):
     return devices[:count]
 
 
-def report(model, logger):
-    """Prints the norms and the penalty; returns them, with the weights, as arrays."""
+def report(model, logger, out):
+    """Prints the norms and the penalty, saves the record, and returns the arrays."""
     import keras
 
     from keras_weissi import norm_table
 
     norm_table(model)
+    if out is not None:
+        logger.to_csv(out / "norms.csv")
     last = logger.record[-1]
     print(f"penalty: {last['regularization_loss']:.6f}")
     result = {v.path: keras.ops.convert_to_numpy(v.value) for v in model.weights}

@@ -119,13 +119,10 @@ def main():
     )
     groups = scale_groups(model)
     print(groups)
-    coefficients = invariant_coefficients(model)
-    print(f"\nThe coefficients of an invariant penalty\n\n{coefficients}\n")
-    # Low, so that the penalty is a logarithm at any norm that comes up here.
-    regularize(
-        model,
-        lambda layer: WEISSI(0.01 * coefficients[layer.name], min_norm=1e-9),
-    )
+    print("\nThe coefficients of an invariant penalty\n")
+    print(f"{invariant_coefficients(model)}\n")
+    # A low floor, so that the penalty is a logarithm at every norm that occurs here.
+    regularize(model, WEISSI(0.01, min_norm=1e-9), invariant=True)
     print(f"Training, {arguments.epochs} epochs")
     model.fit(
         x,

@@ -2,9 +2,8 @@
 
 from keras_weissi.attach import deregularize, regularize
 from keras_weissi.callbacks import NormLogger, ScaleBalancer
-from keras_weissi.callbacks.collapse import largest_log_norm
 from keras_weissi.model import norm_table
-from keras_weissi.regularizers import WEISSI
+from keras_weissi.regularizers import WEISSI, largest_log_norm
 from keras_weissi.symmetry import (
     balance_scales,
     invariant_coefficients,

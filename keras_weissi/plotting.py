@@ -1,13 +1,15 @@
-"""Pictures. Matplotlib is imported only when one is asked for."""
+"""Plots of the norms. Matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_weissi.callbacks.record import read_csv
+from keras_weissi._utils.validation import invalid
 
 if TYPE_CHECKING:
     import keras
@@ -15,8 +17,11 @@ if TYPE_CHECKING:
 
     from keras_weissi.callbacks.norm_logger import NormLogger
 
-# More lines than this are drawn in one hue, without a name each.
-_MAX_NAMED_LINES = 12
+__all__ = ["plot_norms"]
+
+# Of more kernels than this, the legend names only the first and the last.
+_MAX_NAMES = 12
+_MAX_LETTERS = 32
 
 
 def plot_norms(
@@ -27,22 +32,26 @@ def plot_norms(
     | dict[str, list[float]],
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws the norm of each kernel and their product over the epochs, on a log axis.
+    """Draws the norm of each kernel over the epochs, and the product of the norms.
+
+    The norms are on a log axis. The product, a dashed line, is on a second axis on the
+    right, which shows its logarithm.
 
     Args:
-        source: A `NormLogger`, or the path of its file, or the
-            `keras.callbacks.History` that `fit` returned when a `NormLogger` was among
-            its callbacks, or its `history` dict.
-        ax: `matplotlib.axes.Axes` to draw on, one call for each: it gets a second
-            axis on the right, for which `plt.subplots(1, 2, layout="constrained")`
-            leaves room. Defaults to `None`: a new figure.
+        source: A `NormLogger`; or the `keras.callbacks.History` that `fit` returned
+            when a `NormLogger` was among its callbacks, or its `history` dict; or the
+            path of a CSV file, written by `NormLogger.to_csv` or by a
+            `keras.callbacks.CSVLogger` that stood after a `NormLogger`.
+        ax: `matplotlib.axes.Axes` to draw on. `plt.subplots(1, 2,
+            layout="constrained")` leaves room for the axis on the right. Defaults to
+            `None`: a new figure.
 
     Returns:
         The `matplotlib.axes.Axes`.
 
     Raises:
         ValueError: If `source` holds no norms.
-        OSError: If it is a path, and cannot be read.
+        OSError: If it is a path, and the file cannot be read.
         ImportError: If matplotlib is not installed.
 
     Example:
@@ -54,176 +63,173 @@ def plot_norms(
     epochs, norms, log_product = _series(source)
     try:
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import LogFormatter, MaxNLocator
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError(
             "plot_norms needs matplotlib: pip install matplotlib"
         ) from error
     is_own = ax is None
     if ax is None:
-        _, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    marker = "." if len(epochs) < 3 else None
-    named = len(norms) <= _MAX_NAMED_LINES
-    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, len(norms)))
-    for color, (name, values) in zip(colors, norms.items(), strict=True):
-        ax.plot(
-            epochs,
-            _positive(values),
-            color=color,
-            label=name if named else None,
-            linewidth=1.5 if named else 0.8,
-            marker=marker,
-        )
-    # The product may be far from the norms, and past the range of floats: it gets an
-    # axis of its own, drawn from its logarithm.
+        _, ax = plt.subplots(figsize=(9, 5), layout="constrained")
     product_ax = ax.twinx()
-    product_ax.plot(
-        epochs,
-        _finite(log_product) / np.log(10.0),
-        color="black",
-        linestyle="--",
-        linewidth=2,
-        marker=marker,
-    )
-    # Less than a decade would make a mountain of a few percent.
-    product_ax.set_ylim(_at_least(1.0, product_ax.get_ylim()))
-    low, high = product_ax.get_ylim()
-    if -3 < low and high < 6 and high - low < 3:
-        ticks = np.log10([d * 10.0**k for k in range(-3, 6) for d in (1, 2, 5)])
-        product_ax.set_yticks(ticks[(low <= ticks) & (ticks <= high)])
-        product_ax.yaxis.set_major_formatter(lambda x, _: _plain(10.0**x))
-    else:
-        product_ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        product_ax.yaxis.set_major_formatter("$10^{{{x:g}}}$")
-    ax.plot([], [], color="black", linestyle="--", label="product (right axis)")
-    product_ax.set_ylabel("product of the norms")
-    if not named:
-        # The first and the last stand for the colors in between.
-        first, last = list(norms)[0], list(norms)[-1]
-        ax.plot([], [], color=colors[0], label=f"{first} (first of {len(norms)})")
-        ax.plot([], [], color=colors[-1], label=f"{last} (last)")
-    if not any(np.isfinite(_positive(values)).any() for values in norms.values()):
-        ax.set_ylim(0.5, 2.0)  # or there would be no limits for a log axis
+    marker = "." if len(epochs) < 3 else None  # or a single epoch could not be seen
+
     ax.set_yscale("log")
-    ax.set_ylim(10.0 ** _at_least(0.3, np.log10(ax.get_ylim())))
+    count = len(norms)
+    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, count))
+    for i, (name, values) in enumerate(norms.items()):
+        label = _shortened(name)
+        if count > _MAX_NAMES:
+            label = f"{label} ({i + 1} of {count})" if i in (0, count - 1) else None
+        ax.plot(
+            epochs, _only(values, above=0), color=colors[i], label=label, marker=marker
+        )
+    product = _only(log_product) / np.log(10.0)
+    product_ax.plot(epochs, product, "k--", marker=marker)
+    ax.plot([], [], "k--", label="product (right axis)")
+
+    # A window that is wide enough: a change of a few percent should look small.
+    low, high = _at_least(0.7, np.log10(ax.get_ylim()))
+    ax.set_ylim(10.0**low, 10.0**high)
+    product_ax.set_ylim(_at_least(1.0, product_ax.get_ylim()))
     ax.yaxis.set_major_formatter("{x:g}")
-    choice = LogFormatter(minor_thresholds=(2, 1))  # of those there is room for
-    choice.set_axis(ax.yaxis)
-    ax.yaxis.set_minor_formatter(lambda x, _: choice(x) and f"{x:g}")
+    if high - low < 3:  # there is room for more than powers of ten
+        ax.yaxis.set_minor_formatter(
+            lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""
+        )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel("epoch")
     ax.set_ylabel("Frobenius norm of the kernel")
+    product_ax.set_ylabel("log10 of the product of the norms")
     ax.grid(alpha=0.3)
     if is_own:
-        _legend_below(ax)
+        ax.figure.legend(loc="outside right upper", fontsize="small")
     else:
-        # What is around it is the caller's.
-        ax.legend(loc="best", fontsize="small")
+        ax.legend(loc="best", fontsize="small")  # what is around it is the user's
     return ax
 
 
-def _legend_below(ax):
-    """Puts the legend below the axes, where it hides no line, and makes room for it."""
-    figure = ax.figure
-    handles, names = ax.get_legend_handles_labels()
-    for columns in range(min(4, len(names)), 0, -1):
-        legend = figure.legend(
-            handles, names, loc="outside lower center", ncols=columns, fontsize="small"
-        )
-        if columns == 1 or _part_of_width(legend) <= 1:
-            break
-        legend.remove()
-    letters = max(map(len, names))
-    while _part_of_width(legend) > 1:
-        letters = int(letters / _part_of_width(legend)) - 1
-        for text, name in zip(legend.get_texts(), names, strict=True):
-            text.set_text(_shortened(name, letters))
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + 0.2 * (-(-len(names) // columns) - 1))
-
-
-def _part_of_width(legend):
-    return legend.get_window_extent().width / legend.figure.bbox.width
-
-
-def _shortened(name, letters):
-    # The ends of long names tell them apart, and the starts where they come from.
-    if len(name) <= letters:
+def _shortened(name):
+    """Leaves out the middle of a long name: its ends tell where the kernel is."""
+    if len(name) <= _MAX_LETTERS:
         return name
-    return f"{name[: letters // 3]}…{name[len(name) - (letters - letters // 3 - 1) :]}"
+    return f"{name[: _MAX_LETTERS // 3]}…{name[-2 * _MAX_LETTERS // 3 :]}"
 
 
-def _series(source):
-    """Returns the epochs, the norms by name, and the log of their product."""
-    if isinstance(source, (str, os.PathLike)):
-        rows = read_csv(source, "source")
-    else:
-        rows = getattr(source, "record", None)
-    if rows is not None:
-        keys = dict.fromkeys(key for row in rows for key in row)
-        history = {key: [row.get(key, np.nan) for row in rows] for key in keys}
-    else:
-        history = getattr(source, "history", source)
-        history = history if isinstance(history, dict) else {}
-    names = [key for key in history if key.startswith("norm/") and len(history[key])]
-    if not names or "log_norm_product" not in history:
-        raise ValueError(
-            "Invalid value for argument `source`. Expected a NormLogger after a fit, "
-            "its file, or the History of a fit with a NormLogger among its callbacks. "
-            f"Received: {source!r}, with keys {list(history)}"
-        )
-    if rows is not None:
-        epochs = _continuous_epochs(rows)
-    else:
-        count = len(history[names[0]])
-        epochs = getattr(source, "epoch", None)
-        if epochs is None or len(epochs) != count:
-            epochs = np.arange(count)
-        epochs = np.asarray(epochs) + 1
-    norms = {name.removeprefix("norm/"): history[name] for name in names}
-    return epochs, norms, history["log_norm_product"]
-
-
-def _continuous_epochs(rows):
-    """Places every row on one axis of epochs, also those taken between two epochs.
-
-    A second `fit` that counts its epochs from 0 again goes on where the first ended.
-    """
-    positions = []
-    knots: list[tuple] = []
-    offset = 0
-    for row in rows:
-        epoch = row["epoch"] + offset
-        if knots and epoch < knots[-1][1]:
-            offset += knots[-1][1] - epoch
-            epoch = knots[-1][1]
-        is_knot = not knots or epoch > knots[-1][1]
-        if is_knot:
-            knots.append((row["step"], epoch))
-        positions.append(epoch if is_knot else None)
-    steps, epochs = zip(*knots, strict=True) if knots else ((), ())
-    return [
-        np.interp(row["step"], steps, epochs) if position is None else position
-        for row, position in zip(rows, positions, strict=True)
-    ]
-
-
-def _plain(number):
-    return f"{number:,.0f}" if number > 0.9 else f"{number:.4g}"
+def _only(values, above=-np.inf):
+    """Replaces by gaps what an axis cannot show: infinity and, on a log axis, 0."""
+    values = np.asarray(values, "float64")
+    return np.where(np.isfinite(values) & (values > above), values, np.nan)
 
 
 def _at_least(extent, limits):
     low, high = limits
     missing = max(0.0, extent - (high - low)) / 2
-    return np.array([low - missing, high + missing])
+    return low - missing, high + missing
 
 
-def _finite(values):
-    values = np.asarray(values, "float64")
-    return np.where(np.isfinite(values), values, np.nan)
+def _series(source):
+    """Returns the epochs, the norms by name, and the logs of their products."""
+    try:
+        if isinstance(source, (str, os.PathLike)):
+            rows = _read_csv(source)
+        else:
+            rows = getattr(source, "record", None) or _rows_of_history(source)
+        keys = dict.fromkeys(key for row in rows for key in row)
+        names = [key for key in keys if key.startswith("norm/")]
+        if not (names and {"epoch", "log_norm_product"} <= keys.keys()):
+            raise ValueError(f"it has the columns {list(keys)[:5]}")
+        rows = _placed_by_step(rows) if "step" in keys else _placed_by_epoch(rows)
+    except (ValueError, csv.Error) as error:
+        expected = (
+            "a NormLogger after a fit, the History of a fit with a NormLogger among "
+            "its callbacks, or a CSV file of `NormLogger.to_csv` or of a CSVLogger "
+            f"that stood after a NormLogger ({error})"
+        )
+        raise invalid("source", expected, source) from None
+
+    def column(key):
+        return [row.get(key, np.nan) for _, row in rows]
+
+    norms = {name.removeprefix("norm/"): column(name) for name in names}
+    return [epoch for epoch, _ in rows], norms, column("log_norm_product")
 
 
-def _positive(values):
-    # A log axis has no place for the norm of a dead kernel: it is a gap.
-    values = _finite(values)
-    return np.where(values > 0, values, np.nan)
+def _read_csv(path):
+    """Returns what the whole rows of a file say about norms."""
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        text = file.read()
+    # A process that was killed while it wrote may have left a part of a line.
+    whole = text[: text.rfind("\n") + 1]
+    lines = csv.reader(io.StringIO(whole, newline=""))
+    header = next(lines, [])
+    return [
+        {
+            key: int(cell) if key in ("epoch", "step") else _number(cell)
+            for key, cell in zip(header, line, strict=True)
+            if key in ("epoch", "step") or _is_of_norms(key)
+        }
+        for line in lines
+        if len(line) == len(header)
+    ]
+
+
+def _is_of_norms(key):
+    return key == "log_norm_product" or key.startswith("norm/")
+
+
+def _number(cell):
+    try:
+        return float(cell)
+    except ValueError:  # such as the "NA" of a CSVLogger for a value that is missing
+        return np.nan
+
+
+def _rows_of_history(source):
+    """Returns the rows that a `CSVLogger` would have written for a history."""
+    history = getattr(source, "history", source)
+    if not isinstance(history, dict):
+        return []
+    columns = {key: values for key, values in history.items() if _is_of_norms(key)}
+    rows = list(zip(*columns.values(), strict=True))
+    epochs = getattr(source, "epoch", ())
+    if len(epochs) != len(rows):
+        epochs = range(len(rows))
+    return [
+        {"epoch": epoch, **dict(zip(columns, row, strict=True))}
+        for epoch, row in zip(epochs, rows, strict=True)
+    ]
+
+
+def _placed_by_epoch(rows):
+    """Pairs rows with the epochs completed, where `epoch` counts from 0.
+
+    Of an epoch that was done again, after a kill, the last row counts. A training that
+    begins with epoch 0 is another one, and continues where the first ended.
+    """
+    placed = {}
+    start = end = 0
+    for row in rows:
+        if row["epoch"] == 0:
+            start = end
+        end = start + row["epoch"] + 1
+        placed[end] = row
+    return sorted(placed.items())
+
+
+def _placed_by_step(rows):
+    """Pairs rows of a record with epochs; those between two epochs by their step.
+
+    A training that begins with epoch 0 continues where the one before ended.
+    """
+    knots: dict[int, int] = {}  # from the step to the epoch, at the ends of epochs
+    start = end = 0
+    for row in rows:
+        if start + row["epoch"] < end:
+            start = end - row["epoch"]
+        if not knots or start + row["epoch"] > end:
+            end = start + row["epoch"]
+            knots[row["step"]] = end
+    steps = [row["step"] for row in rows]
+    places = np.interp(steps, list(knots), list(knots.values()))
+    return list(zip(places, rows, strict=True))

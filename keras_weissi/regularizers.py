@@ -1,12 +1,13 @@
-"""The regularizer: one kernel in, one penalty out.
+"""The regularizer, from a kernel to its penalty, and how strong it may be.
 
-L2 regularization of a ReLU network can be lowered without changing what the
-network computes, by moving scale from one layer to the next. The penalty here
-can not: summed over the layers it depends on their norms through the product
-alone, which such a shift leaves as it is.
+The L2 penalty of a ReLU network can be lowered without changing what the network
+computes, by moving scale from one layer to the next. The penalty here cannot: its sum
+over the layers depends only on the product of their norms, which such a shift does not
+change.
 """
 
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -15,10 +16,12 @@ from keras import ops
 
 from keras_weissi._utils.validation import as_number, invalid
 
-# The square of `min_norm` has to be a normal float32 number.
+__all__ = ["WEISSI", "largest_log_norm"]
+
+# The square of `min_norm` must be a normal float32 number.
 _MIN_NORM_RANGE = (1e-18, 1e18)
-# With larger coefficients, float32 overflows on the way to the gradient, which for a
-# kernel below the floor goes through `coefficient / min_norm ** 2`.
+# With larger coefficients, float32 overflows in the gradient, which for a kernel below
+# the floor contains `coefficient / min_norm ** 2`.
 _LARGEST_COEFFICIENT = 1e12
 _LARGEST_SLOPE = 1e36
 
@@ -30,32 +33,31 @@ class WEISSI(keras.regularizers.Regularizer):
     For a kernel `W` whose Frobenius norm `norm(W)` is at least `min_norm`:
     `loss = log_norm * log(norm(W)) + direction_l1 * sum(abs(W)) / norm(W)`
 
-    Multiplying the kernel by `g` adds `log_norm * log(g)` to the loss, so a set
-    of factors whose product is 1 leaves the sum over layers as it was. The second
-    term only sees the direction of `W`: it lies between 1 and `sqrt(size of W)`,
-    about `sqrt(2 * size / pi)` for Gaussian weights, so wide kernels dominate it.
+    Multiplying the kernel by `g` adds `log_norm * log(g)` to the loss, so factors
+    whose product is 1 do not change the sum over the layers. The second term depends
+    only on the direction of `W`. It lies between 1 and `sqrt(size of W)`, and is about
+    `sqrt(2 * size / pi)` for Gaussian weights, so wide kernels dominate it.
 
-    The logarithm has no lower bound. Below `min_norm` it is continued, in value
-    and in gradient, by ordinary weight decay:
+    The logarithm has no lower bound, so `min_norm` is its floor. Below it, ordinary
+    weight decay continues the logarithm, in value and in gradient:
     `log(norm(W)) -> log(min_norm) + ((norm(W) / min_norm) ** 2 - 1) / 2`,
     and the direction term divides by `min_norm`. With a learning rate `lr` and
-    momentum `m`, a kernel that the data does not push decays quietly to zero if
-    `min_norm > sqrt(lr * log_norm / (2 * (1 + m)))`, and is thrown about if not.
+    momentum `m`, a kernel without a gradient from the data decays to zero if
+    `min_norm > sqrt(lr * log_norm / (2 * (1 + m)))`; otherwise it oscillates.
 
-    The loss is negative for a norm below 1. It is computed in float32, or in float64
-    for a float64 kernel, and returned so, unless `keras.config.floatx()` is a half
-    precision, as losses then are. Norms beyond 1.8e19, whose square
-    is no float32 number, count as 1.8e19. On JAX, the second term has derivatives in
-    reverse mode alone (`jax.grad`, `jax.hessian`), not in forward mode (`jax.jvp`).
+    The loss is negative for a norm below 1. It is computed and returned in float32, or
+    in float64 for a float64 kernel; if `keras.config.floatx()` is a half precision, it
+    is returned in that. Norms above 1.8e19, whose square overflows float32, count as
+    1.8e19. On JAX, the second term has derivatives only in reverse mode (`jax.grad`,
+    `jax.hessian`), not in forward mode (`jax.jvp`).
 
     Args:
         log_norm: float, from 0 to 1e12, and to `1e36 * min_norm ** 2`. Coefficient of
             the log norm. 0 leaves the term out. Defaults to `0.01`.
         direction_l1: float, in the same range. Coefficient of the L1 norm of the
             direction. 0 leaves the term out. Defaults to `0.0`.
-        min_norm: float, from 1e-18 to 1e18, in the units of the norm. The norm
-            below which the logarithm gives way to weight decay.
-            Defaults to `0.1`.
+        min_norm: float, from 1e-18 to 1e18. The norm below which weight decay
+            replaces the logarithm. Defaults to `0.1`.
 
     Raises:
         ValueError: If an argument is not a finite number in its range, or if the
@@ -79,23 +81,28 @@ class WEISSI(keras.regularizers.Regularizer):
     def __init__(
         self, log_norm: float = 0.01, direction_l1: float = 0.0, min_norm: float = 0.1
     ) -> None:
-        self.min_norm = _validate_min_norm(min_norm)
-        most = min(_LARGEST_COEFFICIENT, _LARGEST_SLOPE * self.min_norm**2)
-        self.log_norm = _validate_coefficient(log_norm, "log_norm", most)
-        self.direction_l1 = _validate_coefficient(direction_l1, "direction_l1", most)
+        low, high = _MIN_NORM_RANGE
+        expected = f"a positive float between {low:g} and {high:g}"
+        self.min_norm = _validated(min_norm, "min_norm", expected, low, high)
+        high = min(_LARGEST_COEFFICIENT, _LARGEST_SLOPE * self.min_norm**2)
+        expected = f"a finite non-negative float, here up to {high:g}"
+        self.log_norm = _validated(log_norm, "log_norm", expected, 0.0, high)
+        self.direction_l1 = _validated(
+            direction_l1, "direction_l1", expected, 0.0, high
+        )
 
     def __call__(self, x: Any) -> Any:
         """Returns the penalty of the kernel `x` as a scalar tensor."""
         penalty = self._penalty(_as_float_tensor(x))
-        # TensorFlow adds it only to losses of the same dtype.
+        # TensorFlow adds it only to losses of its dtype.
         is_half = keras.config.floatx() in ("float16", "bfloat16")
         return ops.cast(penalty, keras.config.floatx()) if is_half else penalty
 
     def _penalty(self, x):
         if not (self.log_norm or self.direction_l1):
             return ops.zeros((), dtype=x.dtype)
-        # Two sums are all that is read from the kernel: one temporary of its size,
-        # such as `x / norm`, would double the memory traffic of the penalty.
+        # Only two sums are read from the kernel: a temporary of its size, such as
+        # `x / norm`, would double the memory traffic of the penalty.
         square = _sum_of_squares(x)
         if not self.direction_l1:
             return self.penalty_from_sums(square)
@@ -104,11 +111,11 @@ class WEISSI(keras.regularizers.Regularizer):
     def penalty_from_sums(
         self, square: Any, absolute: Any = None, size: Any = None
     ) -> Any:
-        """Returns the penalty of kernels of which only two sums are known.
+        """Returns the penalties of kernels from two sums over each.
 
         Args:
-            square: float32 or float64 tensor of any shape, one element a kernel: the
-                sum of the squares of its elements.
+            square: float32 or float64 tensor of any shape, one element for each kernel:
+                the sum of the squares of its elements.
             absolute: tensor like `square`: the sum of their absolute values. Needed
                 only if `direction_l1` is not 0.
             size: int, or array like `square`: the number of elements. Needed only if
@@ -145,6 +152,48 @@ class WEISSI(keras.regularizers.Regularizer):
         return f"WEISSI({arguments})"
 
 
+def largest_log_norm(classes: int) -> float:
+    """Returns the largest `log_norm` with which a classifier need not collapse.
+
+    `largest_log_norm = max over x of x * (C - 1) / (C - 1 + exp(x)) = W((C - 1) / e)`,
+    where `C` is the number of classes and `W` is Lambert's function. With a larger
+    `log_norm`, training on the cross-entropy `L` cannot come to rest while the norm of
+    the last kernel `K`, which computes the logits, is above its floor `min_norm`. This
+    holds for any data, width and depth: at rest, the cross-entropy pulls `K` outwards
+    as strongly as the penalty pulls it inwards, `-sum(K * dL/dK) = log_norm`. With
+    logits `z`, probabilities `p` and a trained bias, the left side is the mean of
+    `z[label] - sum(p * z)` over the rows, and no row exceeds the formula above.
+
+    This is a limit, not a recommendation. A network that does not fit all labels,
+    because some are wrong, collapses at a smaller value. In a plain chain of layers
+    with homogeneous activations (`f(c * x) = c * f(x)` for `c > 0`, such as ReLU), the
+    limit holds for every kernel.
+
+    Args:
+        classes: int, at least 2: the number of classes. 2 for sigmoid outputs.
+
+    Returns:
+        float: 0.278 for 2 classes, 1.10 for 10, 4.42 for 1,000. This is for a loss that
+        is the mean over the rows. Weights of rows or of the loss scale it.
+
+    Raises:
+        ValueError: If `classes` is not an int of at least 2, or is too large for a
+            float.
+
+    Example:
+
+    >>> from keras_weissi import largest_log_norm
+    >>> [round(largest_log_norm(classes), 2) for classes in (2, 10, 1000)]
+    [0.28, 1.1, 4.42]
+    """
+    from scipy.special import lambertw
+
+    if not isinstance(classes, numbers.Integral) or not 2 <= int(classes) <= 10**308:
+        expected = "an int of at least 2, not too large for a float"
+        raise invalid("classes", expected, classes)
+    return float(lambertw((int(classes) - 1) / math.e).real)
+
+
 def _as_float_tensor(x):
     x = ops.convert_to_tensor(x)
     dtype = keras.backend.standardize_dtype(x.dtype)
@@ -159,72 +208,52 @@ def _as_float_tensor(x):
 
 
 def dtype_of_sums(dtype):
-    """Returns the dtype in which sums over a kernel of another dtype are computed."""
+    """Returns the dtype in which sums over a kernel of dtype `dtype` are computed."""
     return "float64" if dtype == "float64" else "float32"
 
 
 def _bounded(x, low, high):
-    # Not `clip`, nor `minimum`: on PyTorch they round bounds of float64 to float32, and
-    # JAX halves the gradient of a number that is equal to one.
+    # Not `clip` or `minimum`: on PyTorch they round float64 bounds to float32, and JAX
+    # halves the gradient of a number that equals a bound.
     low = ops.convert_to_tensor(low, x.dtype)
     high = ops.convert_to_tensor(high, x.dtype)
     return ops.where(x < low, low, ops.where(x > high, high, x))
 
 
-# The two reductions. Each keeps to one pass over the kernel forward and one back:
+# The two reductions read the kernel once forward and once backward:
 #
 # - TensorFlow differentiates a sum by filling an array of the kernel's size with the
-#   incoming scalar, then multiplies. A gradient of our own multiplies by the scalar.
-# - JAX takes the derivative of `absolute` at 0 to be 1. A gradient of our own makes it
-#   0, as elsewhere, without another pass.
-# - It costs JAX the forward-mode derivatives of the direction term, see the class; so
-#   elsewhere there is none.
+#   incoming scalar, then multiplies. A custom gradient multiplies by the scalar.
+# - On JAX, the derivative of `absolute` at 0 is 1. A custom gradient makes it 0, as on
+#   the other backends, without reading the kernel again. The price is the forward-mode
+#   derivative of the direction term.
 # - It is `x * x` because the derivative of `square`, 2 * x, overflows before x does.
 
 
 def _sum_of_squares(x):
     if keras.backend.backend() == "tensorflow":
-        return _sum_of_squares_own_gradient(x)
+        return _sum_of_squares_custom_gradient(x)
     return ops.sum(x * x)
 
 
 def _sum_of_absolutes(x):
     if keras.backend.backend() in ("tensorflow", "jax"):
-        return _sum_of_absolutes_own_gradient(x)
+        return _sum_of_absolutes_custom_gradient(x)
     return ops.sum(ops.absolute(x))
 
 
 @ops.custom_gradient
-def _sum_of_squares_own_gradient(x):
+def _sum_of_squares_custom_gradient(x):
     return ops.sum(x * x), lambda upstream: (2.0 * upstream) * x
 
 
 @ops.custom_gradient
-def _sum_of_absolutes_own_gradient(x):
+def _sum_of_absolutes_custom_gradient(x):
     return ops.sum(ops.absolute(x)), lambda upstream: upstream * ops.sign(x)
 
 
-def _validate_number(value, name, expected, is_valid):
+def _validated(value, name, expected, low, high):
     number = as_number(value)
-    if number is None or not is_valid(number):
+    if number is None or not low <= number <= high:
         raise invalid(name, expected, value)
     return number
-
-
-def _validate_coefficient(value, name, most):
-    return _validate_number(
-        value,
-        name,
-        f"a finite non-negative float, here up to {most:g}",
-        lambda number: 0.0 <= number <= most,
-    )
-
-
-def _validate_min_norm(value):
-    low, high = _MIN_NORM_RANGE
-    return _validate_number(
-        value,
-        "min_norm",
-        f"a positive float between {low:g} and {high:g}",
-        lambda number: low <= number <= high,
-    )

@@ -1,23 +1,23 @@
-"""Several processes that train one model together: what each may do and see."""
+"""What differs between the backends and has no function in Keras."""
 
 import sys
 
 import keras
-import numpy as np
+from keras import ops
 
 
 def is_first_process():
-    """Whether this process is the one that draws and writes for all.
+    """Whether this process is the only one, or the first of those that train together.
 
-    True where there is just one, and for the one of rank 0 in `torch.distributed` or
-    of index 0 in `jax.distributed`, which `keras.distribution.initialize` starts.
+    The first has rank 0 in `torch.distributed`, and index 0 in `jax.distributed`, which
+    `keras.distribution.initialize` starts.
     """
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
 
         return jax.process_index() == 0
-    # What nobody has imported, nobody has started.
+    # It cannot be initialized if it was never imported.
     if backend == "torch" and "torch.distributed" in sys.modules:
         distributed = sys.modules["torch.distributed"]
         if distributed.is_available() and distributed.is_initialized():
@@ -25,29 +25,55 @@ def is_first_process():
     return True
 
 
-def of_first_process(number):
-    """Returns an int of the first process to all that hold parts of one model.
-
-    All of them have to call it. Elsewhere, the number is what it is.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        if jax.process_count() > 1:
-            from jax.experimental.multihost_utils import broadcast_one_to_all
-
-            return int(broadcast_one_to_all(np.int32(number)))
-    return number
-
-
 def to_numpy(tensor):
-    """Returns a tensor as a NumPy array, also if other processes have parts of it.
+    """Returns a tensor as a NumPy array, even if other processes hold parts of it.
 
-    In that case all of them have to call it.
+    In that case all processes must call this function.
     """
     if not getattr(tensor, "is_fully_addressable", True):
         if not tensor.is_fully_replicated:
             from jax.experimental.multihost_utils import process_allgather
 
             return process_allgather(tensor, tiled=True)
-    return keras.ops.convert_to_numpy(tensor)
+    return ops.convert_to_numpy(tensor)
+
+
+def frobenius_norm(x):
+    """Returns the norm of all elements, in one pass and without a temporary."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return ops.sqrt(2.0 * tf.nn.l2_loss(x))
+    if backend == "torch":
+        from torch.linalg import vector_norm
+
+        # In one call, the float32 norm of a large kernel is wrong in the fourth digit.
+        return vector_norm(vector_norm(x, dim=-1))
+    return ops.sqrt(ops.sum(x * x))
+
+
+def compile_function(function, variables, run_eagerly=False):
+    """Compiles a function of the values of variables. Keras has no public way to."""
+    backend = keras.backend.backend()
+
+    def values():
+        return [variable.value for variable in variables]
+
+    if backend == "tensorflow" and not run_eagerly:
+        import tensorflow as tf
+
+        # A concrete function: otherwise TensorFlow takes many loggers for one that is
+        # traced again and again, and warns.
+        traced = tf.function(lambda: function(values()), autograph=False)
+        return traced.get_concrete_function()
+    if backend == "jax" and not run_eagerly:
+        import jax
+
+        jitted = jax.jit(function)
+        return lambda: jitted(values())
+    if backend == "torch":
+        import torch
+
+        return torch.no_grad()(lambda: function(values()))
+    return lambda: function(values())

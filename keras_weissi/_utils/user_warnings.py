@@ -1,15 +1,15 @@
-"""Warnings that are shown each time, and that point to the code of the user."""
+"""Warnings that are shown every time, and that point to the code of the user."""
 
 import inspect
 import warnings
 
 
 def warn(message):
-    """Warns of something, at the line outside of Keras that it came from.
+    """Shows a warning at the line of the user's code that led to it.
 
-    Python shows a warning once a process by default. But the next model, of a search
-    for one, may have the same fault, and layers of the same names. All are of module
-    `keras_weissi` to the filters of warnings.
+    By default Python shows each warning once per process. But in a search over models,
+    the next one may have the same fault, and layers of the same names. Filters of
+    warnings see the module `keras_weissi`.
     """
     callers = inspect.stack(context=0)
     caller = next((c for c in callers if not _is_inside(c.frame)), callers[-1])
@@ -23,26 +23,26 @@ def warn(message):
     )
 
 
-class Notices:
-    """Warns of each thing once."""
+class WarnOnce:
+    """Gives each warning once."""
 
     def __init__(self):
-        self._seen: set[tuple[str, str]] = set()
+        self._given: set[tuple[str, str]] = set()
 
-    def once(self, what, name, message):
-        """Warns, unless it has of `what` and `name`."""
-        if self.is_new(what, name):
+    def __call__(self, kind, name, message):
+        """Warns, unless it has warned of this kind and name before."""
+        if self.is_first(kind, name):
             warn(message)
 
-    def is_new(self, what, name):
-        """Whether there was no notice of `what` and `name` yet; from now on, no."""
-        is_new = (what, name) not in self._seen
-        self._seen.add((what, name))
-        return is_new
+    def is_first(self, kind, name):
+        """Whether this is the first warning of this kind and name; notes it."""
+        is_first = (kind, name) not in self._given
+        self._given.add((kind, name))
+        return is_first
 
-    def forget(self, *whats):
-        """Lets it warn of these again, as what it has warned of is over."""
-        self._seen = {seen for seen in self._seen if seen[0] not in whats}
+    def forget(self, *kinds):
+        """Allows warnings of these kinds again."""
+        self._given = {given for given in self._given if given[0] not in kinds}
 
 
 def _is_inside(frame):

@@ -109,12 +109,9 @@ def regularize(
     >>> [row.changed for row in report], len(model.losses)
     ([True], 1)
     """
-    for name, value in (
-        ("include_normalized", include_normalized),
-        ("replace", replace),
-        ("invariant", invariant),
-    ):
-        check_bool(value, name)
+    check_bool(include_normalized, "include_normalized")
+    check_bool(replace, "replace")
+    check_bool(invariant, "invariant")
     kernels_of_built(model, everything=True)  # raises if there are none
     how = decide_invariant if invariant else decide
     decisions = how(model, regularizer, layers, include_normalized, replace)

@@ -27,29 +27,17 @@ from keras_weissi.symmetry.coefficients import find_shares
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What is to become of one kernel.
-
-    Attributes:
-        kernel: `Kernel`.
-        regularizer: what acts on it afterwards, or `None`.
-        is_change: bool, whether it is put there, or one is taken off.
-        left_out: `LeftOut`, why the kernel does not get one, or `None`.
-        is_refused: bool, whether the call asked for it nevertheless.
-        coefficient: float, of the kernel in the invariant penalty, or `None`.
-        normalization: what `Graph.normalization_of` says of a kernel that changes.
-        places: tuple of pairs of a layer and an attribute that keep the regularizer.
-        lost_by: the `keras.Layer` that does not save it, or `None`.
-    """
+    """What becomes of one kernel."""
 
     kernel: Kernel
-    regularizer: keras.regularizers.Regularizer | None
-    is_change: bool = False
-    left_out: LeftOut | None = None
-    is_refused: bool = False
-    coefficient: float | None = None
-    normalization: str | None = None
-    places: tuple[tuple[keras.Layer, str], ...] = ()
-    lost_by: keras.Layer | None = None
+    regularizer: keras.regularizers.Regularizer | None  # what acts on it afterwards
+    is_change: bool = False  # whether it is put there, or another is taken off
+    left_out: LeftOut | None = None  # why the kernel does not get one
+    is_refused: bool = False  # whether the call asked for it nevertheless
+    coefficient: float | None = None  # in the invariant penalty
+    normalization: str | None = None  # what `Graph.normalization_of` says of a change
+    places: tuple[tuple[keras.Layer, str], ...] = ()  # the attributes that keep it
+    lost_by: keras.Layer | None = None  # the layer that does not save it
 
 
 def decide(model, regularizer, layers, include_normalized, replace):
@@ -81,13 +69,9 @@ def decide(model, regularizer, layers, include_normalized, replace):
                 kernel, normalization, include_normalized, replace, by_name
             )
             is_refused = left_out is not None and (by_name or not left_out.by_default)
-        decisions.append(
-            Decision(kernel, wanted[kernel.name], is_change=True)
-            if left_out is None
-            else Decision(
-                kernel, kernel.regularizer, left_out=left_out, is_refused=is_refused
-            )
-        )
+        is_change = left_out is None
+        gets = wanted[kernel.name] if is_change else kernel.regularizer
+        decisions.append(Decision(kernel, gets, is_change, left_out, is_refused))
     return _completed(decisions, model, graph)
 
 
@@ -117,13 +101,9 @@ def _decide_share(share, regularizer):
         return Decision(kernel, scaled, is_change=True, coefficient=share.coefficient)
     # An earlier penalty that has no coefficient would not be invariant.
     has_ours = isinstance(kernel.regularizer, WEISSI)
-    return Decision(
-        kernel,
-        None if has_ours else kernel.regularizer,
-        is_change=has_ours,
-        left_out=share.left_out,
-        is_refused=not share.left_out.by_default,
-    )
+    gets = None if has_ours else kernel.regularizer
+    is_refused = not share.left_out.by_default
+    return Decision(kernel, gets, has_ours, share.left_out, is_refused)
 
 
 def _completed(decisions, model, graph):
@@ -160,13 +140,10 @@ def _agreed_in_attention(decisions):
         refused = [decisions[i] for i in indices if decisions[i].is_refused]
         if changes and refused:
             because = f"{refused[0].kernel.name}: {refused[0].left_out}"
+            left_out = LeftOut(Reason.SHARES_AN_ARGUMENT, because)
             for i in changes:
-                agreed[i] = Decision(
-                    decisions[i].kernel,
-                    decisions[i].kernel.regularizer,
-                    left_out=LeftOut(Reason.SHARES_AN_ARGUMENT, because),
-                    is_refused=True,
-                )
+                kernel = decisions[i].kernel
+                agreed[i] = Decision(kernel, kernel.regularizer, False, left_out, True)
             continue
         different = {_described(decisions[i].regularizer) for i in changes}
         if len(different) > 1 or 0 < len(changes) < len(indices):

@@ -1,20 +1,20 @@
-"""How large a coefficient of the log norm a network can bear, and what has fallen."""
+"""Warnings that a kernel collapses, or that it will.
 
-import math
-import numbers
+The log penalty pulls every kernel towards zero. A kernel collapses when nothing holds
+it back: its norm falls to its floor, the `min_norm` of its regularizer.
+"""
 
 import keras
 
-from keras_weissi._utils.validation import invalid
 from keras_weissi.model.graph import output_layer
-from keras_weissi.regularizers import WEISSI
+from keras_weissi.regularizers import WEISSI, largest_log_norm
 
-# The part of the largest coefficient above which networks have been seen to collapse,
-# see the table of cliffs in `benchmarks/results/RESULTS.md`.
-NEAR = 0.5
+# Networks were seen to collapse from this part of the largest coefficient on, see the
+# table of cliffs in `benchmarks/results/RESULTS.md`.
+_RISKY_PART = 0.5
 
-# By the names that `compile` takes, of the classes and of the functions.
-_SQUASHED_BY = {
+# By the names of losses that `compile` takes, of classes and of functions.
+_OUTPUT_ACTIVATIONS = {
     "SparseCategoricalCrossentropy": keras.activations.softmax,
     "sparse_categorical_crossentropy": keras.activations.softmax,
     "CategoricalCrossentropy": keras.activations.softmax,
@@ -24,47 +24,6 @@ _SQUASHED_BY = {
 }
 
 
-def largest_log_norm(classes: int) -> float:
-    """Returns the largest `log_norm` that the last kernel of a classifier can bear.
-
-    `largest_log_norm = max over x of x * (C - 1) / (C - 1 + exp(x)) = W((C - 1) / e)`,
-    where `C` is the number of classes and `W` is Lambert's function. With more, no
-    training that minimizes the cross-entropy comes to rest before the kernel `K` that
-    makes the logits has fallen to its `min_norm`, whatever the data, the width and
-    the depth. For where it comes to rest, the cross-entropy pulls `K` outwards as hard
-    as the penalty pulls it inwards: `-sum(K * dL/dK) = log_norm`. With logits `z` and
-    probabilities `p`, and a bias that is at rest too (not frozen), the left side is the
-    mean of `z[label] - sum(p * z)` over the rows. None can be more than the above.
-
-    It is a limit, not a good value. A network that does not fit all labels, because
-    some are wrong, collapses from a smaller one on. Where a network is a plain chain of
-    layers with homogeneous activations, as ReLU, the limit is that of every kernel.
-
-    Args:
-        classes: int, at least 2: the number of classes. 2 for outputs of a sigmoid.
-
-    Returns:
-        float: 0.278 for 2 classes, 1.10 for 10, 4.42 for 1,000. For a loss that is the
-        mean over the rows; it grows with the weights of the rows and of the loss.
-
-    Raises:
-        ValueError: If `classes` is not an int of at least 2, or is past the range of
-            floats.
-
-    Example:
-
-    >>> from keras_weissi import largest_log_norm
-    >>> [round(largest_log_norm(classes), 2) for classes in (2, 10, 1000)]
-    [0.28, 1.1, 4.42]
-    """
-    from scipy.special import lambertw
-
-    if not isinstance(classes, numbers.Integral) or not 2 <= int(classes) <= 10**308:
-        expected = "an int of at least 2, and within the range of floats"
-        raise invalid("classes", expected, classes)
-    return float(lambertw((int(classes) - 1) / math.e).real)
-
-
 def last_kernel(model):
     """Finds the kernel that makes the logits of a classifier.
 
@@ -72,90 +31,86 @@ def last_kernel(model):
         model: A built and compiled `keras.Model`.
 
     Returns:
-        Pair of the kernel, a `keras.Variable`, and of the number of classes; or `None`
-        if the model is not known to be a classifier that is trained with the mean
-        cross-entropy of the outputs of one layer with a kernel.
+        Pair of the kernel, a `keras.Variable`, and the number of classes. `None` unless
+        the model is known to be a classifier with one output, trained with the mean
+        cross-entropy.
     """
     loss = model.loss
     if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
-    squash = _squash_of(loss)
-    found = output_layer(model) if squash else None
+    expected = _output_activation(loss)
+    found = output_layer(model) if expected else None
     if found is None:
         return None
     layer, activations = found
-    passed = [a for a in activations if a is not keras.activations.linear]
-    expected = [] if getattr(loss, "from_logits", False) else [squash]
+    nonlinear = [a for a in activations if a is not keras.activations.linear]
+    from_logits = getattr(loss, "from_logits", False)
     kernel = getattr(layer, "kernel", None)
-    classes = 2 if squash is keras.activations.sigmoid else model.output_shape[-1]
-    if passed != expected or not isinstance(kernel, keras.Variable):
+    classes = 2 if expected is keras.activations.sigmoid else model.output_shape[-1]
+    is_expected = nonlinear == ([] if from_logits else [expected])
+    if not (is_expected and isinstance(kernel, keras.Variable)):
         return None
     return (kernel, classes) if classes and classes > 1 else None
 
 
-def _squash_of(loss):
-    """Returns what makes probabilities for a mean cross-entropy; `None` for others."""
+def _output_activation(loss):
+    """Returns the output activation that belongs to a mean cross-entropy, or `None`."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", None)
     if isinstance(loss, keras.Loss):
         is_mean = loss.reduction in ("mean", "sum_over_batch_size")
         is_last = getattr(loss, "axis", -1) == -1
         name = type(loss).__name__ if is_mean and is_last else None
-    squash = _SQUASHED_BY.get(name) if isinstance(name, str) else None
-    # A user's own may have the same name.
+    activation = _OUTPUT_ACTIVATIONS.get(name) if isinstance(name, str) else None
+    # A loss of the user's may have the same name.
     is_of_keras = isinstance(loss, str) or getattr(keras.losses, str(name), None) in (
         loss,
         type(loss),
     )
-    return squash if is_of_keras else None
+    return activation if is_of_keras else None
 
 
-def outlooks(model, kernels):
-    """Lists what becomes of kernels whose coefficient is too large, or nearly so.
+def coefficient_warning(model, kernels):
+    """Finds the kernel whose `log_norm` is too large, or nearly too large.
 
     Args:
         model: A built and compiled `keras.Model`.
         kernels: List of its `Kernel`.
 
     Returns:
-        List of pairs of the name of a kernel and a warning.
+        Pair of the name of the kernel and a warning; `None` if there is no such kernel.
     """
     last = last_kernel(model)
-    found = []
-    for kernel in kernels if last else ():
-        variable, classes = last
-        weissi = kernel.regularizer
-        is_meant = kernel.variable is variable and variable.trainable
-        if not is_meant or not isinstance(weissi, WEISSI):
-            continue
-        limit = largest_log_norm(classes)
-        if weissi.log_norm < NEAR * limit:
-            continue
-        outlook = (
-            f"it cannot come to rest above its min_norm={weissi.min_norm:g}"
-            if weissi.log_norm > limit
-            else "networks have collapsed from there on, first of all if labels are "
-            "wrong"
-        )
-        message = (
-            f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
-            f"{weissi.log_norm / limit:.0%} of {limit:.3g}, the most that it can hold "
-            f"out against with the cross-entropy of {classes} classes, unless rows or "
-            f"losses are weighted: {outlook}. A tenth, {limit / 10:.2g}, is a good "
-            "start, see `keras_weissi.largest_log_norm`."
-        )
-        found.append((kernel.name, message))
-    return found
+    kernel = next((k for k in kernels if last and k.variable is last[0]), None)
+    if last is None or kernel is None or not kernel.variable.trainable:
+        return None
+    classes, weissi = last[1], kernel.regularizer
+    limit = largest_log_norm(classes)
+    if not isinstance(weissi, WEISSI) or weissi.log_norm < _RISKY_PART * limit:
+        return None
+    consequence = (
+        "the norm falls until it reaches the floor"
+        if weissi.log_norm > limit
+        else "networks have collapsed at such values, above all with wrong labels"
+    )
+    return kernel.name, (
+        f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
+        f"{weissi.log_norm / limit:.0%} of {limit:.3g}, the largest value at which its "
+        f"norm can stay above its floor, min_norm={weissi.min_norm:g}, with the "
+        f"cross-entropy of {classes} classes (without weights of rows or losses): "
+        f"{consequence}. Start with a tenth, {limit / 10:.2g}, see "
+        "`keras_weissi.largest_log_norm`."
+    )
 
 
-def at_floor(kernels, norms):
-    """Lists the kernels in training that have fallen to their `min_norm`.
+def kernels_at_floor(kernels, norms):
+    """Lists the trainable kernels whose norms have fallen to their `min_norm`.
 
     Args:
         kernels: List of `Kernel`.
         norms: List of their norms.
 
     Returns:
-        List of pairs of the name of a kernel and a clause that says so.
+        List of pairs: the name of a kernel, and a part of a sentence about it.
     """
     return [
         (

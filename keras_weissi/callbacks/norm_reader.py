@@ -2,24 +2,23 @@
 
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
+from keras_weissi._utils.backend import compile_function, frobenius_norm
 from keras_weissi.regularizers import WEISSI, dtype_of_sums
 
 
 def make_norm_reader(watched, model):
     """Builds a function that reads the norms and the penalty of a model.
 
-    The function computes everything on the device, in one pass over the kernels that
-    have no penalty on their direction, and brings it over in one transfer. The
-    kernels and regularizers are fixed when it is built, the values are read on every
-    call.
+    The function computes everything on the device and transfers the result once. It
+    reads a kernel once, or twice if its direction is penalized. Kernels and
+    regularizers are fixed when it is built; the values are read on every call.
 
     Args:
         watched: List of `Kernel`.
-        model: The `keras.Model` whose weight penalties are summed up.
+        model: The `keras.Model` whose weight penalties are added up.
 
     Returns:
         Function without arguments that returns a pair: a float64 array of the
@@ -32,7 +31,8 @@ def make_norm_reader(watched, model):
     by_sums: dict[tuple, list] = {}
     others = []
     for variable in penalized:
-        if type(variable.regularizer) is WEISSI:  # a subclass may compute otherwise
+        # A subclass may compute something else.
+        if type(variable.regularizer) is WEISSI:
             config = tuple(variable.regularizer.get_config().items())
             by_sums.setdefault(config, []).append(variable)
         else:
@@ -53,7 +53,7 @@ def make_norm_reader(watched, model):
         def norm_of(variable):
             key = id(variable)
             if key not in norm:
-                norm[key] = _frobenius_norm(value_of(variable))
+                norm[key] = frobenius_norm(value_of(variable))
                 if len(dtypes) > 1:
                     norm[key] = ops.cast(norm[key], dtype)
             return norm[key]
@@ -74,51 +74,10 @@ def make_norm_reader(watched, model):
         return ops.stack([*result, penalty])
 
     run_eagerly = getattr(model, "run_eagerly", False)
-    compiled = _compiled(measure, variables, run_eagerly)
+    compiled = compile_function(measure, variables, run_eagerly)
 
     def read():
         numbers = ops.convert_to_numpy(compiled()).astype("float64")
         return numbers[:-1], float(numbers[-1])
 
     return read
-
-
-def _frobenius_norm(x):
-    """The fastest accurate form of each backend: one pass and no temporary."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return ops.sqrt(2.0 * tf.nn.l2_loss(x))
-    if backend == "torch":
-        from torch.linalg import vector_norm
-
-        # In one go, the float32 norm of a large kernel is wrong in the fourth digit.
-        return vector_norm(vector_norm(x, dim=-1))
-    return ops.sqrt(ops.sum(x * x))
-
-
-def _compiled(function, variables, run_eagerly=False):
-    """Compiles a function of the values of variables; Keras has no public way to."""
-    backend = keras.backend.backend()
-
-    def values():
-        return [variable.value for variable in variables]
-
-    if backend == "tensorflow" and not run_eagerly:
-        import tensorflow as tf
-
-        # A concrete function: TensorFlow takes many loggers for one that it has to
-        # trace again and again, and warns.
-        traced = tf.function(lambda: function(values()), autograph=False)
-        return traced.get_concrete_function()
-    if backend == "jax" and not run_eagerly:
-        import jax
-
-        compiled = jax.jit(function)
-        return lambda: compiled(values())
-    if backend == "torch":
-        import torch
-
-        return torch.no_grad()(lambda: function(values()))
-    return lambda: function(values())

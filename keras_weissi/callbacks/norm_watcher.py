@@ -1,18 +1,19 @@
-"""What a logger watches: it chooses the kernels, measures them, and warns of them."""
+"""Chooses the kernels that a logger watches, measures them, and warns of them."""
 
+import keras
 import numpy as np
 
-from keras_weissi._utils.user_warnings import Notices, listed, warn
-from keras_weissi.callbacks.collapse import at_floor, outlooks
+from keras_weissi._utils.user_warnings import WarnOnce, listed, warn
+from keras_weissi.callbacks.collapse import coefficient_warning, kernels_at_floor
 from keras_weissi.callbacks.norm_reader import make_norm_reader
-from keras_weissi.model.kernels import kernels
+from keras_weissi.model.kernels import kernels, kernels_and_gammas
 from keras_weissi.model.selection import select_kernels
 from keras_weissi.model.walk import layers_of
 from keras_weissi.regularizers import WEISSI
 
 
-class Watch:
-    """Measures the kernels of a model that are to be watched.
+class NormWatcher:
+    """Measures the norms of the watched kernels of a model.
 
     Args:
         layers: As for `NormLogger`.
@@ -20,12 +21,12 @@ class Watch:
 
     def __init__(self, layers):
         self._layers = layers
-        self._notices = Notices()
+        self._warn_once = WarnOnce()
         self.let_go()
 
     def __getstate__(self):
-        # What is compiled can be neither copied nor pickled, and is made again.
-        return {"_layers": self._layers, "_notices": self._notices}
+        # A compiled function can be neither copied nor pickled, and is made again.
+        return {"_layers": self._layers, "_warn_once": self._warn_once}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -33,7 +34,7 @@ class Watch:
 
     @property
     def is_ready(self):
-        """Whether the kernels are chosen."""
+        """Whether the kernels have been chosen."""
         return self._read is not None
 
     def let_go(self):
@@ -44,12 +45,13 @@ class Watch:
         self._read_key = None
 
     def choose(self, model, has_run=False):
-        """Chooses the kernels of a model, if it has all that it will have by now.
+        """Chooses the kernels of a model, unless some of its layers are unbuilt.
 
         Args:
             model: The `keras.Model`, in training.
-            has_run: bool. Whether there was a step: on TensorFlow, `fit` builds layers
-                of unknown input shape in its first. Defaults to `False`.
+            has_run: bool. Whether there was a training step, so that all layers that
+                are used are built. On TensorFlow, `fit` builds layers of unknown input
+                shape in its first step. Defaults to `False`.
 
         Raises:
             ValueError: If `layers` matches no kernel.
@@ -58,18 +60,23 @@ class Watch:
             return
         found = kernels(model)
         if self._layers is not None:
-            self._kernels = select_kernels(found, self._layers)
+            candidates = [
+                kernel
+                for kernel in kernels_and_gammas(model)
+                if keras.backend.is_float_dtype(kernel.variable.dtype)
+            ]
+            self._kernels = select_kernels(candidates, self._layers)
         else:
             carriers = [k for k in found if isinstance(k.regularizer, WEISSI)]
             self._kernels = carriers or found
         if not self._kernels:
             warn(f"NormLogger found no kernel to watch in model {model.name!r}.")
         self._reader(model)
-        for name, message in outlooks(model, found):
-            self._notices.once("limit", name, message)
+        if warning := coefficient_warning(model, found):
+            self._warn_once("limit", *warning)
 
     def measure(self, model):
-        """Returns a dict of what `NormLogger` adds to `logs`; warns of norms."""
+        """Returns what `NormLogger` adds to `logs`, and warns of bad norms."""
         norms, penalty = self._reader(model)()
         self._warn(norms)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -85,33 +92,34 @@ class Watch:
         return measured
 
     def _reader(self, model):
-        """Returns the reader, made anew if a callback has called `regularize`."""
+        """Returns the reader, a new one if a regularizer has changed."""
         penalties = [(id(v), id(v.regularizer)) for v in model.trainable_variables]
         watched = (id(kernel.variable) for kernel in self._kernels)
         key = (model.run_eagerly, *watched, *penalties)
         if self._read is None or key != self._read_key:
             self._read = make_norm_reader(self._kernels, model)
             self._read_key = key
-            # Held, so that no later regularizer is given the id of an earlier one.
+            # Kept, so that no later regularizer gets the id of an earlier one.
             self._penalties = [v.regularizer for v in model.trainable_variables]
-            self._notices.forget("limit", "floor")
+            self._warn_once.forget("limit", "floor")
         return self._read
 
     def _warn(self, norms):
         for kernel, norm in zip(self._kernels, norms, strict=True):
             if not np.isfinite(norm):
-                self._notices.once(
+                self._warn_once(
                     "not finite",
                     kernel.name,
                     f"The norm of kernel {kernel.name!r} is no longer finite: {norm}.",
                 )
-        fallen = at_floor(self._kernels, norms)
         new = [
-            message for name, message in fallen if self._notices.is_new("floor", name)
+            message
+            for name, message in kernels_at_floor(self._kernels, norms)
+            if self._warn_once.is_first("floor", name)
         ]
         if new:
             warn(
-                f"Norms of kernels are at their floor: {listed(new)}. The layers are "
-                "collapsing, which a smaller `log_norm` prevents, or were initialized "
-                "too small."
+                f"Norms of kernels are at their floor: {listed(new)}. Either the "
+                "layers are collapsing, which a smaller `log_norm` prevents, or they "
+                "were initialized too small."
             )

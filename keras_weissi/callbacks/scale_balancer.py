@@ -1,4 +1,4 @@
-"""A callback for `fit` that keeps the norms of the kernels balanced."""
+"""A callback for `fit` that balances the norms of the kernels."""
 
 import math
 
@@ -16,41 +16,40 @@ from keras_weissi.symmetry.solvers import NotSolvedError
 class ScaleBalancer(keras.callbacks.Callback):
     """Balances the norms of the kernels every few epochs, see `balance_scales`.
 
-    Under the log penalty every kernel loses `norm(W) ** 2` at the same rate, so that
-    the smallest collapses first. Balancing shifts scale to it from the others, which
-    changes neither what the model computes nor, where `WEISSI` is invariant, the
-    penalty. What the optimizer remembers is carried along.
+    Under the log penalty every kernel loses `norm(W) ** 2` at the same rate, so the
+    smallest collapses first. Balancing shifts scale to it from the other kernels. It
+    does not change what the model computes, nor the penalty where `WEISSI` is
+    invariant. The state of the optimizer is scaled along.
 
-    It goes with Keras's `L2` as well: balanced, `sum(norm(W_l) ** 2)` over a chain of
+    It also works with Keras's `L2`: balanced, `sum(norm(W_l) ** 2)` over a chain of
     `k` layers is `k * prod(norm(W_l)) ** (2 / k)`, a penalty on the product alone.
 
     At the end of every epoch it adds to `logs`
 
-    - `scale_shift`: the largest `abs(log(c))` of the factors `c` that it multiplied a
-      kernel by; 0 in an epoch in which it was not due.
+    - `scale_shift`: the largest `abs(log(c))` of the factors `c` that it multiplied
+      the kernels by; 0 in an epoch in which it did not balance.
 
-    If it can not, because a norm is no longer finite for one, it warns and leaves the
-    model as it is.
+    If it cannot balance, for example because a norm is no longer finite, it warns and
+    leaves the model as it is.
 
-    It does so at the end of an epoch, after the validation. A `NormLogger`, a
-    `ModelCheckpoint` and the like see the balanced weights if they stand after it in
-    `callbacks`.
+    It acts after the validation. Callbacks that should see the balanced weights, such
+    as `NormLogger` and `ModelCheckpoint`, come after it in `callbacks`.
 
     Args:
-        every: int. Balances after so many epochs, counted from the first of the model:
-            after epochs `every`, `2 * every`, and so on. Defaults to `1`.
-        optimizer: bool. Whether to carry the state of the optimizer that the model is
-            compiled with, if it is, which has to be one that `balance_scales` knows;
-            `False` leaves it as it is. Defaults to `True`.
+        every: int. Balances after epochs `every`, `2 * every`, and so on. Epochs
+            before `initial_epoch` count. Defaults to `1`.
+        optimizer: bool. Whether to scale the state of the model's optimizer along,
+            which must be one that `balance_scales` knows. `False` leaves the state as
+            it is. Defaults to `True`.
 
     Attributes:
-        record: List of dicts, one each time it balanced, through later calls of `fit`
-            as well: `epoch`, the number of epochs completed; `scale_shift`; and for
-            each kernel `before/<name>` and `after/<name>`, its norm.
+        record: List of dicts, one for each time it balanced, also in later calls of
+            `fit`: `epoch`, the number of epochs completed; `scale_shift`; and for each
+            kernel its norm, `before/<name>` and `after/<name>`.
 
     Raises:
-        ValueError: If an argument is invalid; or, when `fit` begins, if the model is a
-            subclassed one, or if it is not known how the state of its optimizer scales.
+        ValueError: If an argument is invalid or, when `fit` begins, if the model is
+            subclassed, or if it is not known how the state of its optimizer scales.
 
     Example:
 
@@ -93,19 +92,19 @@ class ScaleBalancer(keras.callbacks.Callback):
         state_of(optimizer_of(model, self.optimizer))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Balances the model if it is due, and says so in `logs`."""
+        """Balances the model if it is due, and adds `scale_shift` to `logs`."""
         logs = {} if logs is None else logs
         logs["scale_shift"] = 0.0
         if (epoch + 1) % self.every:
             return
-        model = self.model  # on JAX, brings the state of training to the model
+        model = self.model  # on JAX, this copies the state of training to the model
         try:
             # Found anew, as layers may have been frozen since.
             groups = scale_groups(model)
             self._check(groups)
             rows = balance(model, groups, self.optimizer)
         except (NotSolvedError, ValueError) as error:
-            # The model may have diverged: that is for others to deal with.
+            # A model that has diverged is for other callbacks to deal with.
             warn(
                 f"ScaleBalancer left the model as it is after epoch {epoch + 1}. "
                 f"{error}"

@@ -11,7 +11,7 @@ from keras_weissi.regularizers import WEISSI
 
 
 class Reason(enum.Enum):
-    """Why a kernel is left out. The values are templates of what is said of it."""
+    """Reasons to leave a kernel out, as templates of what is said of it."""
 
     NOT_IN_LAYERS = "not among `layers`"
     NOT_IN_REGULARIZER = "not in `regularizer`"
@@ -35,15 +35,10 @@ _BY_DEFAULT = {
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """That a kernel is left out.
-
-    Attributes:
-        reason: `Reason`.
-        detail: what fills in the template of the reason.
-    """
+    """Why a kernel is left out."""
 
     reason: Reason
-    detail: Any = ""
+    detail: Any = ""  # fills in the template of the reason
 
     @property
     def by_default(self) -> bool:

@@ -54,13 +54,11 @@ class Graph:
             normalization layers, `None` if it does not, and `"?"` if Keras does not
             show where it goes.
         """
-        spectral = keras.layers.SpectralNormalization
-        if parents and isinstance(parents[-1], spectral):
+        outer = layer
+        if parents and isinstance(parents[-1], keras.layers.SpectralNormalization):
             return parents[-1].name
         if parents and isinstance(parents[-1], keras.layers.TimeDistributed):
             outer = parents[-1]
-        else:
-            outer = layer
         if outer not in self:
             around = [p for p in parents if inner_function(p) is None]
             visible = self.root is not None and around

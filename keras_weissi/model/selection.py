@@ -56,9 +56,7 @@ def select_kernels(candidates, layers, argument="layers"):
         chosen = [
             kernel
             for kernel in candidates
-            if any(
-                isinstance(part, classes) for part in (*kernel.parents, kernel.layer)
-            )
+            if any(isinstance(p, classes) for p in (*kernel.parents, kernel.layer))
         ]
         expected = "classes of layers with a kernel"
     else:
@@ -112,8 +110,7 @@ def resolve(name, candidates, argument):
                 options = [kernel.name for kernel, _ in found]
             raise ValueError(
                 f"Invalid value for argument `{argument}`. Expected the name of one "
-                f"layer, such as one of {options}. Received: {name!r}, which stands "
-                f"for {len(meant)} layers"
+                f"layer, such as {options}. Received: {name!r}, of {len(meant)} layers"
             )
     known = {k.name for k in candidates} | {k.layer.name for k in candidates}
     near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)

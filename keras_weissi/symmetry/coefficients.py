@@ -56,19 +56,12 @@ class InvariantCoefficients:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one kernel bears of the invariant penalty.
-
-    Attributes:
-        kernel: `Kernel`.
-        coefficient: float, 0 if it bears none.
-        left_out: `LeftOut`, why it bears none, or `None`.
-        is_outside: bool, whether no scale can be shifted through its layer.
-    """
+    """What one kernel bears of the invariant penalty."""
 
     kernel: Kernel
-    coefficient: float
-    left_out: LeftOut | None
-    is_outside: bool = False
+    coefficient: float  # 0 if it bears none
+    left_out: LeftOut | None  # why it bears none
+    is_outside: bool  # whether no scale can be shifted through its layer
 
 
 def invariant_coefficients(
@@ -232,28 +225,17 @@ def _statement(shares, bearing, reasons, include_normalized):
     count = sum(share.kernel.kind != "gamma" for share in shares)
     statement = f"{len(bearing) - len(gammas)} of {count} kernels bear a penalty"
     if not bearing:
-        return (
-            f"{statement}: there is nothing to make invariant. The notes above say why."
-        )
+        return f"{statement}: there is nothing to make invariant. The notes say why."
+    statement += ". Plain WEISSI, with coefficient 1 on each kernel, is "
     if not reasons:
-        return (
-            f"{statement}. Plain WEISSI, with coefficient 1 on each kernel, is "
-            "invariant."
-        )
-    statement += (
-        ". Plain WEISSI, with coefficient 1 on each kernel, is not invariant: "
-        f"{reasons[0]}"
-    )
-    if reasons[1:]:
-        statement += f" (and {len(reasons) - 1} more like it)"
-    statement += ". With the coefficients above it is"
+        return f"{statement}invariant."
+    more = f" (and {len(reasons) - 1} more like it)" if reasons[1:] else ""
+    statement += f"not invariant: {reasons[0]}{more}. With the coefficients above it is"
     if gammas:
         statement += f", if the gammas ({_shortened(gammas)}) bear theirs, too"
     arguments = "include_normalized=True, " if include_normalized else ""
-    return (
-        f"{statement}: `regularize(model, WEISSI(...), {arguments}invariant=True)` "
-        "does that."
-    )
+    call = f"regularize(model, WEISSI(...), {arguments}invariant=True)"
+    return f"{statement}: `{call}` does that."
 
 
 def _listed(names, indices):

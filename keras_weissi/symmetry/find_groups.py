@@ -62,17 +62,17 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     """
     check_model(model)
     graph = Graph(model)
-    if graph.root is None and isinstance(model, keras.Sequential) and not model.built:
-        raise ValueError(
-            "Invalid value for argument `model`. Expected a built model: start it with "
-            "a keras.Input, or call `model.build(input_shape)` before. "
-            f"Received: model={model.name!r}, built=False"
-        )
     if graph.root is None:
+        is_unbuilt = isinstance(model, keras.Sequential) and not model.built
+        expected = (
+            "a built model: start it with a keras.Input, or call `model.build` before"
+            if is_unbuilt
+            else "a Sequential or Functional model: of any other, Keras does not know "
+            "which layer feeds which"
+        )
         raise ValueError(
-            "Invalid value for argument `model`. Expected a Sequential or Functional "
-            "model: of any other, Keras does not know which layer feeds which. "
-            f"Received: model={model.name!r} of class {type(model).__name__}"
+            f"Invalid value for argument `model`. Expected {expected}. Received: model="
+            f"{model.name!r} of class {type(model).__name__}, built={model.built}"
         )
     return _groups_of(model, _collect_relations(model, graph))
 

@@ -7,18 +7,11 @@ import keras
 
 
 class Call(NamedTuple):
-    """One call of a layer.
+    """One call of a layer."""
 
-    Attributes:
-        layer: the `keras.Operation`, without a `TimeDistributed` around it.
-        node: the call, as Keras records it.
-        inputs: list of ints, the numbers of the tensors that it takes.
-        outputs: list of ints, those that it returns.
-    """
-
-    layer: keras.Operation
-    node: Any
-    inputs: list[int]
+    layer: keras.Operation  # without a `TimeDistributed` around it
+    node: Any  # the call, as Keras records it
+    inputs: list[int]  # the numbers of the tensors that it takes
     outputs: list[int]
 
 
@@ -47,11 +40,10 @@ class Relations:
     different value in each.
 
     Attributes:
-        labels: list of the names of the layers that return the tensors; `None` for
-            tensors that are not shown.
-        ties: list of pairs of tensors that have the same scale.
-        pins: list of `Pin`.
-        edges: list of `Edge`.
+        labels: the layers that return the tensors; `None` for those not to show.
+        ties: pairs of tensors that have the same scale.
+        pins: tensors whose scale is 1.
+        edges: kernels between tensors.
         numbers: dict from the ids of a function and of a tensor to the number.
     """
 

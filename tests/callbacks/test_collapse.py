@@ -1,4 +1,4 @@
-"""The largest coefficient that a classifier can hold out against."""
+"""The largest coefficient with which a classifier need not collapse."""
 
 import warnings
 
@@ -171,10 +171,10 @@ def warnings_of(part, trainable=True, loss="sparse_categorical_crossentropy"):
 def test_the_logger_warns_of_a_coefficient_that_is_too_large():
     (message,) = warnings_of(2.0)
     assert "log_norm=2.20201 of kernel 'last' is 200% of 1.1" in message
-    assert "10 classes, unless" in message
-    assert "it cannot come to rest above its min_norm=0.1" in message
+    assert "stay above its floor, min_norm=0.1, with" in message
+    assert "10 classes (without weights of rows or losses): the norm falls" in message
     (message,) = warnings_of(0.7)
-    assert "70%" in message and "networks have collapsed from there on" in message
+    assert "70%" in message and "networks have collapsed at such values" in message
 
 
 def test_the_logger_does_not_warn_without_a_reason():

@@ -1,6 +1,5 @@
 import copy
 import csv
-import os
 import pickle
 import re
 import warnings
@@ -12,7 +11,6 @@ from helpers import BACKEND, count_transfers, norm_of, penalty_of
 from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, regularize
-from keras_weissi.callbacks.record import read_csv
 from keras_weissi.model.kernels import kernels
 from keras_weissi.model.table import norm_table
 
@@ -219,137 +217,16 @@ def test_csv_errors_say_what_is_missing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("update_freq", ["epoch", 1, 3, 4])
-def test_the_file_is_the_record_at_the_end_of_every_epoch(update_freq, tmp_path):
-    path = tmp_path / "norms.csv"
-    path.write_text("an old file")
-    logger = NormLogger(update_freq=update_freq, filename=str(path))
-    model, files = make_model(WEISSI()), []
-
-    def look(*_):
-        files.append(read_csv(path, "filename") == logger.record)
-
-    looking = keras.callbacks.LambdaCallback(on_epoch_begin=look, on_epoch_end=look)
-    fit(model, logger, looking)
-    fit(model, logger, looking, epochs=1)  # it goes on with what it has
-    assert files == [True] * 6
-    assert [row["epoch"] for row in logger.record if row["step"] in (0, 4, 8, 12)] == [
-        *(0, 1, 2, 0, 1)
-    ]
-
-
-def test_rows_between_epochs_are_saved_in_between(tmp_path):
-    path = tmp_path / "norms.csv"
-    logger = NormLogger(update_freq=1, filename=path)
-    with pytest.raises(KeyboardInterrupt):
-        fit(make_model(WEISSI()), logger, Interrupt())
-    steps = [row["step"] for row in logger.record]
-    assert steps == [0, 1, 2, 3]
-    # The last waits for the next, as the end of the epoch would have taken its place.
-    assert read_csv(path, "filename") == logger.record[:-1]
-
-
-def test_a_logger_that_was_interrupted_goes_on_with_its_own_record(tmp_path):
-    path = tmp_path / "norms.csv"
-    logger = NormLogger(update_freq=1, filename=path, append=True)
-    model = make_model(WEISSI())
-    fit(model, logger)
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, logger, Interrupt(), initial_epoch=2, epochs=4)
-    start = logger.record[8]
-    assert [row["step"] for row in logger.record] == list(range(12))
-    fit(model, logger, initial_epoch=2, epochs=4)
-    # Without the batches of the epoch that is done once more; their weights stayed.
-    steps = [row["step"] for row in logger.record]
-    assert steps == [*range(9), *range(8, 17)] and logger.record[8] is start
-    assert read_csv(path, "filename") == logger.record
-
-
-def test_a_record_of_another_model_is_told(tmp_path):
-    path = tmp_path / "norms.csv"
-    fit(make_model(depth=1), NormLogger(filename=path))
-    logger = NormLogger(filename=path, append=True)
-    with pytest.warns(UserWarning, match=r"other kernels.*it has \['norm/h0'.*norm/h1"):
-        fit(make_model(depth=2), logger, initial_epoch=2, epochs=3)
-    assert read_csv(path, "filename") == logger.record
-
-
-def test_rows_that_were_never_saved_are_told_of(tmp_path):
-    path = tmp_path / "norms.csv"
-    model = make_model(WEISSI())
-    fit(model, NormLogger(filename=path), epochs=1)
-    fit(model, initial_epoch=1, epochs=3)
-    logger = NormLogger(filename=path, append=True)
-    with pytest.warns(UserWarning, match="ends with epoch 1, and .* after epoch 3"):
-        fit(model, logger, initial_epoch=3, epochs=4)
-    rows = [(row["epoch"], row["step"]) for row in logger.record]
-    assert rows == [(0, 0), (1, 4), (3, 12), (4, 16)]
-
-
-def test_a_fault_that_lasts_is_told_once_whatever_else_changes(tmp_path):
+def test_a_fault_that_lasts_is_told_once_whatever_else_changes():
     model = make_model(WEISSI())
     model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
     change = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: regularize(model, WEISSI(0.1 + epoch))
     )
     with pytest.warns(UserWarning) as caught:
-        fit(model, change, NormLogger(filename=tmp_path / "none" / "n.csv"), epochs=4)
+        fit(model, change, NormLogger(), epochs=4)
     messages = [str(w.message) for w in caught]
     assert sum("kernel 'h0' is no longer finite" in m for m in messages) == 1
-    assert sum("could not save" in m for m in messages) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
-def test_a_pipe_cannot_be_gone_on_with(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", os.devnull):
-        with pytest.raises(ValueError, match="argument `filename`.*of a pipe or a dev"):
-            NormLogger(filename=path)
-
-
-@pytest.mark.parametrize("update_freq", ["epoch", 3])
-def test_a_record_goes_on_where_the_weights_do(update_freq, tmp_path):
-    path = tmp_path / "norms.csv"
-    model = make_model(WEISSI())
-    loggers = [
-        NormLogger(update_freq=update_freq, filename=path, append=True)
-        for _ in range(3)
-    ]
-    fit(model, loggers[0], epochs=2)
-    fit(model, loggers[1], initial_epoch=2, epochs=4)
-    model.set_weights([w + 1 for w in model.get_weights()])
-    fit(model, loggers[2], initial_epoch=3, epochs=4)
-    ends = [row for row in loggers[2].record if row["step"] % 4 == 0]
-    assert [(row["epoch"], row["step"]) for row in ends] == [
-        *((0, 0), (1, 4), (2, 8), (3, 12), (3, 12), (4, 16)),
-    ]
-    # The third epoch's end is as it was, then comes the state that is gone on with.
-    position = loggers[1].record.index(
-        next(r for r in loggers[1].record if r["epoch"] == 3)
-    )
-    old, new = (loggers[2].record[position + i] for i in (0, 1))
-    assert loggers[2].record[: position + 1] == loggers[1].record[: position + 1]
-    for key in ("norm/h0", "log_norm_product"):
-        assert new[key] != old[key]
-    assert read_csv(path, "filename") == loggers[2].record
-
-
-@pytest.mark.parametrize(
-    "arguments, name",
-    [
-        ({"filename": ""}, "filename"),
-        ({"filename": 3}, "filename"),
-        ({"filename": b"norms.csv"}, "filename"),
-        ({"filename": ["norms.csv"]}, "filename"),
-        ({"filename": True}, "filename"),
-        ({"filename": "norms.csv", "append": 1}, "append"),
-        ({"append": True}, "append"),
-    ],
-)
-def test_bad_files(arguments, name):
-    message = f"Invalid value for argument `{name}`. Expected .* Received: {name}="
-    with pytest.raises(ValueError, match=message):
-        NormLogger(**arguments)
 
 
 def test_other_callbacks_get_the_values(tmp_path):
@@ -516,9 +393,9 @@ def test_what_is_compiled_is_kept_until_something_changes():
     logger = NormLogger()
     model = make_model(WEISSI())
     fit(model, logger)
-    read = logger._watch._read
+    read = logger._watcher._read
     fit(model, logger)
-    assert logger._watch._read is read
+    assert logger._watcher._read is read
     model.get_layer("h0").kernel.regularizer = WEISSI(7.0)
     model.compile("sgd", "mse")
     history = fit(model, logger, epochs=1).history
@@ -588,7 +465,7 @@ def test_a_collapsing_layer_is_named_once():
         history = fit(model, NormLogger(), epochs=4)
     ours = [str(w.message) for w in caught if "at their floor" in str(w.message)]
     assert len(ours) == 1
-    assert "that of 'h1' is 0.4, not above min_norm=0.5. The layers" in ours[0]
+    assert "that of 'h1' is 0.4, not above min_norm=0.5. Either the layers" in ours[0]
     assert len(history.history["loss"]) == 4
 
 
@@ -739,9 +616,47 @@ def test_a_state_that_is_not_a_number_is_recorded_once():
     assert [row["epoch"] for row in logger.record] == [0, 1, 2]
 
 
-def test_an_empty_file_is_a_record_of_nothing(tmp_path):
-    path = tmp_path / "norms.csv"
-    path.touch()
-    logger = NormLogger(filename=path, append=True)
-    fit(make_model(), logger)
-    assert read_csv(path, "filename") == logger.record and len(logger.record) == 3
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, ["dense", "inner/dense", "out"]),
+        ("dense", ["dense"]),  # not the one inside
+        ("inner", ["inner/dense"]),
+        (["bn", "emb"], ["emb", "bn"]),
+    ],
+)
+def test_names_mean_what_they_mean_to_regularize(named, expected):
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, name="dense")], name="inner"
+    )
+    model = keras.Sequential(
+        [
+            keras.Input((2,), dtype="int32"),
+            layers.Embedding(3, 2, name="emb"),
+            layers.Flatten(),
+            layers.Dense(4, name="dense"),
+            layers.BatchNormalization(name="bn"),
+            inner,
+            layers.Dense(1, name="out"),
+        ]
+    )
+    model.compile("sgd", "mse")
+    x = np.ones((4, 2), "int32")
+    history = model.fit(x, x[:, :1], verbose=0, callbacks=[NormLogger(named)]).history
+    assert [k for k in history if k.startswith("norm/")] == [
+        f"norm/{name}" for name in expected
+    ]
+    if named is not None:
+        report = regularize(model, WEISSI(), layers=named, include_normalized=True)
+        assert [row.name for row in report if row.changed] == expected
+
+
+def test_a_name_of_several_layers_is_refused():
+    def inner(name):
+        stack = [keras.Input((4,)), layers.Dense(4, name="dense")]
+        return keras.Sequential(stack, name=name)
+
+    model = keras.Sequential([keras.Input((4,)), inner("a"), inner("b")])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"`layers`.*'a/dense', 'b/dense'.*'dense'"):
+        model.fit(X, X, verbose=0, callbacks=[NormLogger("dense")])

@@ -12,16 +12,9 @@ import pytest
 from helpers import BACKEND, ROOT, run_example, run_python
 
 MODULES = [
-    *("attach.attach", "callbacks.collapse", "callbacks.norm_logger"),
-    *(
-        "callbacks.scale_balancer",
-        "model.kernels",
-        "model.table",
-        "plotting",
-        "regularizers",
-    ),
-    *("regularizers", "symmetry.coefficients", "symmetry.find_groups"),
-    "symmetry.rescale",
+    *("attach.attach", "callbacks.norm_logger", "callbacks.scale_balancer"),
+    *("model.kernels", "model.table", "plotting", "regularizers"),
+    *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
 ]
 
 
