@@ -34,8 +34,7 @@ def plot_norms(
 ) -> Axes:
     """Draws the norm of each kernel over the epochs, and the product of the norms.
 
-    The norms are on a log axis. The product, a dashed line, is on a second axis on the
-    right, which shows its logarithm.
+    Both are on log axes. The product, a dashed line, has the axis on the right.
 
     Args:
         source: A `NormLogger`; or the `keras.callbacks.History` that `fit` returned
@@ -74,7 +73,6 @@ def plot_norms(
     product_ax = ax.twinx()
     marker = "." if len(epochs) < 3 else None  # or a single epoch could not be seen
 
-    ax.set_yscale("log")
     count = len(norms)
     colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, count))
     for i, (name, values) in enumerate(norms.items()):
@@ -84,23 +82,20 @@ def plot_norms(
         ax.plot(
             epochs, _only(values, above=0), color=colors[i], label=label, marker=marker
         )
+    _use_log_scale(ax)
     product = _only(log_product) / np.log(10.0)
-    product_ax.plot(epochs, product, "k--", marker=marker)
+    if np.nanmax(np.abs(product), initial=0.0) < 300:
+        product_ax.plot(epochs, 10.0**product, "k--", marker=marker)
+        _use_log_scale(product_ax)
+        product_ax.set_ylabel("product of the norms")
+    else:  # beyond the range of floats
+        product_ax.plot(epochs, product, "k--", marker=marker)
+        product_ax.set_ylabel("log10 of the product of the norms")
     ax.plot([], [], "k--", label="product (right axis)")
 
-    # A window that is wide enough: a change of a few percent should look small.
-    low, high = _at_least(0.7, np.log10(ax.get_ylim()))
-    ax.set_ylim(10.0**low, 10.0**high)
-    product_ax.set_ylim(_at_least(1.0, product_ax.get_ylim()))
-    ax.yaxis.set_major_formatter("{x:g}")
-    if high - low < 3:  # there is room for more than powers of ten
-        ax.yaxis.set_minor_formatter(
-            lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""
-        )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel("epoch")
     ax.set_ylabel("Frobenius norm of the kernel")
-    product_ax.set_ylabel("log10 of the product of the norms")
     ax.grid(alpha=0.3)
     if is_own:
         ax.figure.legend(loc="outside right upper", fontsize="small")
@@ -122,10 +117,19 @@ def _only(values, above=-np.inf):
     return np.where(np.isfinite(values) & (values > above), values, np.nan)
 
 
-def _at_least(extent, limits):
-    low, high = limits
-    missing = max(0.0, extent - (high - low)) / 2
-    return low - missing, high + missing
+def _use_log_scale(ax):
+    """Makes the y axis logarithmic, with labels that can be read."""
+    ax.set_yscale("log")
+    low, high = np.log10(ax.get_ylim())
+    # A window that is wide enough: a change of a few percent should look small.
+    missing = max(0.0, 0.7 - (high - low)) / 2
+    ax.set_ylim(10.0 ** (low - missing), 10.0 ** (high + missing))
+    ax.yaxis.set_major_formatter("{x:,g}")
+    if high - low < 3:  # there is room for more than powers of ten
+        digits = "123456789" if high - low < 1 else "25"
+        ax.yaxis.set_minor_formatter(
+            lambda x, _: f"{x:,g}" if f"{x:e}"[0] in digits else ""
+        )
 
 
 def _series(source):
@@ -138,7 +142,7 @@ def _series(source):
         keys = dict.fromkeys(key for row in rows for key in row)
         names = [key for key in keys if key.startswith("norm/")]
         if not (names and {"epoch", "log_norm_product"} <= keys.keys()):
-            raise ValueError(f"it has the columns {list(keys)[:5]}")
+            raise ValueError("it has no norms")
         rows = _placed_by_step(rows) if "step" in keys else _placed_by_epoch(rows)
     except (ValueError, csv.Error) as error:
         expected = (

@@ -37,8 +37,9 @@ def test_every_norm_is_drawn_on_a_log_axis(depth, tmp_path):
         np.testing.assert_array_equal(drawn[i].get_xdata(), [0, 1, 2, 3])
     (product_ax,) = [other for other in ax.figure.axes if other is not ax]
     (product,) = product_ax.get_lines()
-    expected = [row["log_norm_product"] / np.log(10) for row in logger.record]
+    expected = [row["norm_product"] for row in logger.record]
     np.testing.assert_allclose(product.get_ydata(), expected)
+    assert product_ax.get_yscale() == "log"
     (legend,) = ax.figure.legends
     assert len(legend.get_texts()) == (6 if depth == 5 else 3)
     ax.figure.savefig(tmp_path / "norms.png")
@@ -78,8 +79,8 @@ def test_a_file_of_a_csv_logger_is_drawn_as_the_history(kind, tmp_path):
             expected = [row[f"norm/{name}"] for row in ends]
             np.testing.assert_array_equal(lines[name].get_ydata(), expected)
         (product,) = ax.figure.axes[1].get_lines()
-        expected = [row["log_norm_product"] / np.log(10) for row in ends]
-        np.testing.assert_allclose(product.get_ydata(), expected, rtol=1e-15)
+        expected = [row["norm_product"] for row in ends]
+        np.testing.assert_allclose(product.get_ydata(), expected, rtol=1e-13)
 
 
 def drawn(path):
@@ -265,9 +266,20 @@ def test_values_that_no_log_axis_can_show_are_gaps():
     ax = plot_norms(history)
     np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [1, np.nan, np.nan])
     np.testing.assert_array_equal(
-        ax.figure.axes[1].get_lines()[0].get_ydata(), [0, np.nan, np.nan]
+        ax.figure.axes[1].get_lines()[0].get_ydata(), [1, np.nan, np.nan]
     )
     ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("log", [900.0, -900.0])
+def test_products_beyond_the_range_of_floats_are_drawn_from_their_logarithm(log):
+    logs = [log, log * 1.1]
+    ax = plot_norms({"norm/a": [1.0, 2.0], "log_norm_product": logs})
+    product_ax = ax.figure.axes[1]
+    (product,) = product_ax.get_lines()
+    np.testing.assert_allclose(product.get_ydata(), np.array(logs) / np.log(10))
+    assert product_ax.get_ylabel() == "log10 of the product of the norms"
+    assert product_ax.get_yscale() == "linear"
 
 
 @pytest.mark.parametrize(
