@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_norms"]
 
-# Of more kernels than this, the legend names only the first and the last.
+# With more kernels than this, the legend names only the first and the last.
 _MAX_NAMES = 12
 _MAX_LETTERS = 32
 
@@ -40,7 +40,7 @@ def plot_norms(
         source: A `NormLogger`; or the `keras.callbacks.History` that `fit` returned
             when a `NormLogger` was among its callbacks, or its `history` dict; or the
             path of a CSV file, written by `NormLogger.to_csv` or by a
-            `keras.callbacks.CSVLogger` that stood after a `NormLogger`.
+            `keras.callbacks.CSVLogger` that came after a `NormLogger`.
         ax: `matplotlib.axes.Axes` to draw on. `plt.subplots(1, 2,
             layout="constrained")` leaves room for the axis on the right. Defaults to
             `None`: a new figure.
@@ -121,7 +121,7 @@ def _use_log_scale(ax):
     """Makes the y axis logarithmic, with labels that can be read."""
     ax.set_yscale("log")
     low, high = np.log10(ax.get_ylim())
-    # A window that is wide enough: a change of a few percent should look small.
+    # Widen the axis, so that a change of a few percent looks small.
     missing = max(0.0, 0.7 - (high - low)) / 2
     ax.set_ylim(10.0 ** (low - missing), 10.0 ** (high + missing))
     ax.yaxis.set_major_formatter("{x:,g}")
@@ -148,7 +148,7 @@ def _series(source):
         expected = (
             "a NormLogger after a fit, the History of a fit with a NormLogger among "
             "its callbacks, or a CSV file of `NormLogger.to_csv` or of a CSVLogger "
-            f"that stood after a NormLogger ({error})"
+            f"that came after a NormLogger ({error})"
         )
         raise invalid("source", expected, source) from None
 
@@ -160,7 +160,7 @@ def _series(source):
 
 
 def _read_csv(path):
-    """Returns what the whole rows of a file say about norms."""
+    """Reads the norms from the complete rows of a CSV file."""
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         text = file.read()
     # A process that was killed while it wrote may have left a part of a line.
@@ -208,8 +208,8 @@ def _rows_of_history(source):
 def _placed_by_epoch(rows):
     """Pairs rows with the epochs completed, where `epoch` counts from 0.
 
-    Of an epoch that was done again, after a kill, the last row counts. A training that
-    begins with epoch 0 is another one, and continues where the first ended.
+    If an epoch was repeated after a kill, its last row is used. Epoch 0 starts a new
+    run, which is drawn after the previous one.
     """
     placed = {}
     start = end = 0
@@ -222,9 +222,9 @@ def _placed_by_epoch(rows):
 
 
 def _placed_by_step(rows):
-    """Pairs rows of a record with epochs; those between two epochs by their step.
+    """Pairs rows of a record with epochs, rows within an epoch by their step.
 
-    A training that begins with epoch 0 continues where the one before ended.
+    A run that begins with epoch 0 continues where the previous one ended.
     """
     knots: dict[int, int] = {}  # from the step to the epoch, at the ends of epochs
     start = end = 0

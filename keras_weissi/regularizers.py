@@ -1,4 +1,4 @@
-"""The regularizer, from a kernel to its penalty, and how strong it may be.
+"""The `WEISSI` regularizer, and a bound on its strength.
 
 The L2 penalty of a ReLU network can be lowered without changing what the network
 computes, by moving scale from one layer to the next. The penalty here cannot: its sum
@@ -45,11 +45,10 @@ class WEISSI(keras.regularizers.Regularizer):
     momentum `m`, a kernel without a gradient from the data decays to zero if
     `min_norm > sqrt(lr * log_norm / (2 * (1 + m)))`; otherwise it oscillates.
 
-    The loss is negative for a norm below 1. It is computed and returned in float32, or
-    in float64 for a float64 kernel; if `keras.config.floatx()` is a half precision, it
-    is returned in that. Norms above 1.8e19, whose square overflows float32, count as
-    1.8e19. On JAX, the second term has derivatives only in reverse mode (`jax.grad`,
-    `jax.hessian`), not in forward mode (`jax.jvp`).
+    The loss is negative for a norm below 1. It is computed in float32, or in float64
+    for a float64 kernel, then cast to `keras.config.floatx()` if that is a half
+    precision. Norms above 1.8e19, whose square overflows float32, count as 1.8e19. On
+    JAX, the second term supports `jax.grad` and `jax.hessian`, but not `jax.jvp`.
 
     Args:
         log_norm: float, from 0 to 1e12, and to `1e36 * min_norm ** 2`. Coefficient of
@@ -94,7 +93,7 @@ class WEISSI(keras.regularizers.Regularizer):
     def __call__(self, x: Any) -> Any:
         """Returns the penalty of the kernel `x` as a scalar tensor."""
         penalty = self._penalty(_as_float_tensor(x))
-        # TensorFlow adds it only to losses of its dtype.
+        # TensorFlow can add the penalty only to a loss of the same dtype.
         is_half = keras.config.floatx() in ("float16", "bfloat16")
         return ops.cast(penalty, keras.config.floatx()) if is_half else penalty
 
@@ -135,7 +134,7 @@ class WEISSI(keras.regularizers.Regularizer):
             terms.append((ops.log(floored) - decay) * (0.5 * self.log_norm))
         if self.direction_l1:
             ratio = _bounded(absolute, 0.0, largest) / ops.sqrt(floored)
-            # The bound, by Cauchy-Schwarz, is reached only where a sum overflowed.
+            # By Cauchy-Schwarz, the ratio exceeds this bound only if a sum overflowed.
             terms.append(_bounded(ratio, 0.0, size**0.5) * self.direction_l1)
         return sum(terms[1:], terms[0])
 
@@ -153,7 +152,7 @@ class WEISSI(keras.regularizers.Regularizer):
 
 
 def largest_log_norm(classes: int) -> float:
-    """Returns the largest `log_norm` with which a classifier need not collapse.
+    """Returns the `log_norm` above which a classifier must collapse.
 
     `largest_log_norm = max over x of x * (C - 1) / (C - 1 + exp(x)) = W((C - 1) / e)`,
     where `C` is the number of classes and `W` is Lambert's function. With a larger
@@ -174,7 +173,8 @@ def largest_log_norm(classes: int) -> float:
 
     Returns:
         float: 0.278 for 2 classes, 1.10 for 10, 4.42 for 1,000. This is for a loss that
-        is the mean over the rows. Weights of rows or of the loss scale it.
+        is the mean over the rows; `sample_weight`, `class_weight` and `loss_weights`
+        scale it.
 
     Raises:
         ValueError: If `classes` is not an int of at least 2, or is too large for a

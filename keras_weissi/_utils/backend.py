@@ -54,7 +54,10 @@ def frobenius_norm(x):
 
 
 def compile_function(function, variables, run_eagerly=False):
-    """Compiles a function of the values of variables. Keras has no public way to."""
+    """Returns a function without arguments: `function` of the variables' values.
+
+    TensorFlow and JAX compile it, unless `run_eagerly`. Keras has no public API for it.
+    """
     backend = keras.backend.backend()
 
     def values():
@@ -63,8 +66,8 @@ def compile_function(function, variables, run_eagerly=False):
     if backend == "tensorflow" and not run_eagerly:
         import tensorflow as tf
 
-        # A concrete function: otherwise TensorFlow takes many loggers for one that is
-        # traced again and again, and warns.
+        # A concrete function: otherwise TensorFlow warns of repeated retracing when
+        # there are many loggers.
         traced = tf.function(lambda: function(values()), autograph=False)
         return traced.get_concrete_function()
     if backend == "jax" and not run_eagerly:

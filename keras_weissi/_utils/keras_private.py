@@ -50,7 +50,7 @@ def model_in_training(callback):
 
 
 def regularizer_attributes(attention):
-    """Lists the attributes that an attention layer makes its inner layers from."""
+    """Lists the attributes of an attention layer that hold its kernel regularizer."""
     names = ("kernel_regularizer", "_kernel_regularizer")
     return [name for name in names if hasattr(attention, name)]
 
@@ -58,6 +58,6 @@ def regularizer_attributes(attention):
 def regularizers_kept_by(layer):
     """Returns the attributes of a layer that hold regularizers, with their values.
 
-    Also those that are not saved: LoRA and quantization make copies.
+    Includes the unsaved copies that LoRA and quantization make.
     """
     return {n: value for n, value in vars(layer).items() if n.endswith("regularizer")}

@@ -1,14 +1,14 @@
-"""Tables of kernels, for people and for programs."""
+"""Tables that print and convert to dicts."""
 
 import io
 import shutil
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-# Used where no terminal says how wide it is.
+# Width if there is no terminal.
 _WIDTH = 160
 
-# Columns of text, which may be broken between words.
+# Columns of text, which may wrap.
 _PROSE = ("note", "pinned_by", "outputs_of", "regularizer")
 
 
@@ -16,7 +16,7 @@ Row = TypeVar("Row")
 
 
 class KernelTable(list[Row]):
-    """A list of rows, one a kernel, that prints as a table.
+    """A list of rows that prints as a table.
 
     The rows are dataclasses; `to_dicts` gives plain dicts, as for a data frame.
 

@@ -7,9 +7,9 @@ import warnings
 def warn(message):
     """Shows a warning at the line of the user's code that led to it.
 
-    By default Python shows each warning once per process. But in a search over models,
-    the next one may have the same fault, and layers of the same names. Filters of
-    warnings see the module `keras_weissi`.
+    By default, Python shows a repeated warning only once per line of code. But in a
+    search over models, the next one may have the same fault, and layers of the same
+    names. Filters of warnings see the module `keras_weissi`.
     """
     callers = inspect.stack(context=0)
     caller = next((c for c in callers if not _is_inside(c.frame)), callers[-1])

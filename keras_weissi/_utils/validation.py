@@ -15,7 +15,7 @@ def invalid(name: str, expected: str, received: object) -> ValueError:
 
 
 def check_model(model: object) -> None:
-    """Raises a `ValueError` unless an argument is a Keras model, or a layer."""
+    """Raises a `ValueError` unless `model` is a Keras model, or a layer."""
     if not isinstance(model, keras.Layer):
         raise invalid("model", "a keras.Model", model)
 

@@ -1,9 +1,8 @@
-"""Puts a regularizer on the kernels of a model that already exists.
+"""Puts a regularizer on the kernels of an existing model.
 
-Setting `layer.kernel_regularizer` on a built layer does nothing, and setting the
-regularizer of the variable alone is lost when the model is saved. So both are set,
-together with what the layers around it save, and a compiled model makes its training
-step again.
+Setting `layer.kernel_regularizer` on a built layer does nothing. Setting only the
+variable's regularizer works until the model is saved. So both are set (and the
+arguments of an attention layer around it), and the compiled training step is rebuilt.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ class AttachmentRow:
         shape: tuple of ints.
         norm: float, the Frobenius norm.
         regularizer: what acts on the kernel now, or `None`.
-        changed: bool, whether this call put it there, or took one off.
+        changed: bool, whether this call set it, or removed one.
         note: str, why the kernel was left as it was, or what else to know.
     """
 
@@ -62,35 +61,34 @@ def regularize(
 
     No weight is copied, no layer rebuilt, and the state of the optimizer stays. After
     a `fit` the change takes effect with the next one, without compiling again. It is
-    kept by `save` and `clone_model`, as if it had been the layers'
-    `kernel_regularizer` from the start.
+    kept by `save` and `clone_model`, as if set in the constructor, except in layers
+    that a custom layer or a subclassed model makes (see the notes in the report).
 
     It leaves out kernels directly before a normalization layer, whose scale is
     normalized away; embeddings; kernels that have another regularizer; quantized
     kernels; and kernels with LoRA enabled. The report gives the reason for each, and a
     warning lists those that the call asked for. A normalization layer that is named
-    gets the regularizer on its gamma.
+    gets the regularizer on its gamma, the weight that scales its output.
 
-    A name means the kernel of that name in the report; if there is none, the layer or
-    nested model of that path, such as `"backbone/block"`; if there is none, the one
-    layer of that name.
+    A name is looked up as the name of a kernel in the report, then as the path of a
+    layer or nested model, such as `"backbone/block"`, then as the name of a layer at
+    any depth, if it is unique.
 
     Args:
         model: A built `keras.Model`, the one that is compiled and fitted.
         regularizer: A `keras.regularizers.Regularizer`, or the name of one of Keras's
             own; or a dict of them by name; or a function from the layer that owns a
             kernel to a regularizer, or to `None` to leave the kernel as it is.
-        layers: Which layers: a name or list of names, layers, a class or list of
-            classes, or a function from a layer to a bool. Defaults to `None`: all but
-            embeddings.
-        include_normalized: bool. Whether to take kernels directly before a
-            normalization layer too. Defaults to `False`.
+        layers: The layers to regularize: one or a list of names, layers or classes, or
+            a function from a layer to a bool. Defaults to `None`: all but embeddings.
+        include_normalized: bool. Whether to include kernels directly before a
+            normalization layer. Defaults to `False`.
         replace: bool. Whether to replace regularizers other than `WEISSI`. A `WEISSI`
             is always replaced by another. Defaults to `False`.
         invariant: bool. Whether to multiply each `log_norm` by the coefficient that
-            makes the whole penalty invariant, see `invariant_coefficients`. Gammas that
-            need one get it; what has none loses an earlier `WEISSI`. Needs a `WEISSI`
-            as `regularizer`, and `layers=None`. Defaults to `False`.
+            makes the whole penalty invariant, see `invariant_coefficients`. Gammas get
+            one where needed. A `WEISSI` on a kernel without one is removed. Needs a
+            `WEISSI` as `regularizer`, and `layers=None`. Defaults to `False`.
 
     Returns:
         `KernelTable` of `AttachmentRow`: every kernel of the model, in order. It prints
@@ -116,7 +114,7 @@ def regularize(
     how = decide_invariant if invariant else decide
     decisions = how(model, regularizer, layers, include_normalized, replace)
     check_calls(decisions)
-    # Before the model is changed: a warning may be made an error.
+    # Warn before the model is changed, in case warnings are errors.
     _warn(decisions)
     report = _report(decisions)
     changes = [
@@ -130,7 +128,7 @@ def regularize(
 
 
 def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
-    """Takes every `WEISSI` off a model, in place, as `regularize` put it on.
+    """Removes every `WEISSI` from a model, in place.
 
     Args:
         model: A built `keras.Model`.
@@ -172,11 +170,11 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
 
 
 def _apply(model, changes):
-    """Sets the regularizers, and makes compiled training steps again."""
+    """Sets the regularizers, and rebuilds the compiled training steps."""
     set_all(changes)
     for layer in layers_of(model):
         if isinstance(layer, keras.Model):
-            # Not set to None, as `compile` does: `fit` may be calling us.
+            # Not set to None, as `compile` does: this may run inside `fit`.
             if layer.train_function is not None:
                 layer.make_train_function(force=True)
             if layer.test_function is not None:
@@ -190,7 +188,7 @@ def _warn(decisions):
     count = len(decisions)
     warnings = []
     if refused:
-        what = f"regularize left {len(refused)} of {count} kernels as before"
+        what = f"regularize skipped {len(refused)} of {count} kernels"
         warnings.append((what, refused))
     elif not any(decision.is_change for decision in decisions):
         warnings.append((f"regularize changed 0 of {count} kernels", decisions))
@@ -219,7 +217,7 @@ def _report(decisions):
     caption = f"{changed} of {len(rows)} kernels changed"
     reasons = [d.left_out.reason for d in decisions if d.left_out]
     if normalized := reasons.count(Reason.NORMALIZED):
-        caption += f"; include_normalized=True takes the {normalized} normalized ones"
+        caption += f"; include_normalized=True would change {normalized} more"
     return KernelTable(rows, "name shape norm regularizer note", caption)
 
 
@@ -231,15 +229,15 @@ def _note(decision):
     if not decision.is_change:
         return "; ".join(notes)
     if decision.regularizer is None:
-        return "; ".join([*notes, "WEISSI taken off"])
+        return "; ".join([*notes, "WEISSI removed"])
     if decision.coefficient is not None:
         notes.append(f"coefficient {decision.coefficient:.4g}")
     if kernel.regularizer is not None:
         notes.append(f"was {format_regularizer(kernel.regularizer)}")
     if not kernel.variable.trainable:
-        notes.append("frozen: counts once it is trainable")
+        notes.append("frozen: not penalized until it is trainable")
     if decision.normalization == "?":
-        notes.append("what it feeds is hidden: may be normalized")
+        notes.append("may be normalized: Keras does not show which layer comes next")
     elif decision.normalization is not None:
         notes.append(f"normalized by {decision.normalization}")
     if decision.lost_by is not None and not decision.places:

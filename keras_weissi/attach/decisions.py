@@ -1,4 +1,4 @@
-"""Decides what becomes of each kernel when a regularizer is put on a model."""
+"""Decides what happens to each kernel when a regularizer is set on a model."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ from keras_weissi.symmetry.coefficients import find_shares
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What becomes of one kernel."""
+    """What happens to one kernel."""
 
     kernel: Kernel
     regularizer: keras.regularizers.Regularizer | None  # what acts on it afterwards
-    is_change: bool = False  # whether it is put there, or another is taken off
+    is_change: bool = False  # whether it is set, or another is removed
     left_out: LeftOut | None = None  # why the kernel does not get one
-    is_refused: bool = False  # whether the call asked for it nevertheless
+    is_refused: bool = False  # whether it is left out although the call selected it
     coefficient: float | None = None  # in the invariant penalty
     normalization: str | None = None  # what `Graph.normalization_of` says of a change
     places: tuple[tuple[keras.Layer, str], ...] = ()  # the attributes that keep it
@@ -161,7 +161,7 @@ def _described(regularizer):
 
 
 def check_calls(decisions):
-    """Raises if a regularizer cannot take a kernel of such a rank."""
+    """Raises if a regularizer fails on a kernel of this rank."""
     tried = set()
     for decision in decisions:
         kernel, regularizer = decision.kernel, decision.regularizer

@@ -59,7 +59,7 @@ def lost_by(kernel, places, model, keeps_layers):
 
 
 def keeps_layers(layer):
-    """Whether the saved configuration of a layer has those of the layers inside it.
+    """Whether a layer's config includes the configs of its inner layers.
 
     If not, loading runs the code of its class, which makes them without a regularizer.
     """

@@ -9,8 +9,8 @@ import keras
 from keras_weissi.model.graph import output_layer
 from keras_weissi.regularizers import WEISSI, largest_log_norm
 
-# Networks were seen to collapse from this part of the largest coefficient on, see the
-# table of cliffs in `benchmarks/results/RESULTS.md`.
+# Networks have collapsed from this fraction of the limit upwards, see the table of
+# cliffs in `benchmarks/results/RESULTS.md`.
 _RISKY_PART = 0.5
 
 # By the names of losses that `compile` takes, of classes and of functions.
@@ -88,17 +88,16 @@ def coefficient_warning(model, kernels):
     if not isinstance(weissi, WEISSI) or weissi.log_norm < _RISKY_PART * limit:
         return None
     consequence = (
-        "the norm falls until it reaches the floor"
+        ""
         if weissi.log_norm > limit
-        else "networks have collapsed at such values, above all with wrong labels"
+        else "Networks have collapsed at such values, mostly with wrong labels. "
     )
     return kernel.name, (
         f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
-        f"{weissi.log_norm / limit:.0%} of {limit:.3g}, the largest value at which its "
-        f"norm can stay above its floor, min_norm={weissi.min_norm:g}, with the "
-        f"cross-entropy of {classes} classes (without weights of rows or losses): "
-        f"{consequence}. Start with a tenth, {limit / 10:.2g}, see "
-        "`keras_weissi.largest_log_norm`."
+        f"{weissi.log_norm / limit:.0%} of `keras_weissi.largest_log_norm({classes})`, "
+        f"{limit:.3g}, above which its norm must fall to min_norm={weissi.min_norm:g}. "
+        f"{consequence}Start with a tenth, {limit / 10:.2g}. (`sample_weight`, "
+        "`class_weight` and `loss_weights` scale the limit.)"
     )
 
 
@@ -115,8 +114,8 @@ def kernels_at_floor(kernels, norms):
     return [
         (
             kernel.name,
-            f"that of {kernel.name!r} is {norm:.3g}, not above "
-            f"min_norm={kernel.regularizer.min_norm:g}",
+            f"{kernel.name!r} (norm {norm:.3g}, "
+            f"min_norm={kernel.regularizer.min_norm:g})",
         )
         for kernel, norm in zip(kernels, norms, strict=True)
         if kernel.variable.trainable

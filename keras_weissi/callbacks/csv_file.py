@@ -1,4 +1,4 @@
-"""Writes a CSV file that is never left half written."""
+"""Writes CSV files atomically."""
 
 import contextlib
 import csv
@@ -9,7 +9,7 @@ import threading
 
 
 def write_csv(rows, path):
-    """Writes a list of dicts to a CSV file, and replaces an old file at once.
+    """Writes a list of dicts to a CSV file, and replaces an existing file atomically.
 
     Args:
         rows: List of dicts, one for each row; they need not have the same keys.

@@ -35,8 +35,9 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     `log_norm_product` but not the single norms, so the line stays short. Of several
     processes that train together, only the first draws it.
 
-    It warns once of each kernel whose norm is no longer finite, or has fallen to its
-    floor, the `min_norm` of its `WEISSI` regularizer. Training continues.
+    It warns if the `log_norm` of a classifier is half of `largest_log_norm` or more,
+    and once per kernel if its norm is not finite, or is at its floor, the `min_norm` of
+    its `WEISSI` regularizer. Training continues.
 
     Args:
         layers: What to watch: names of layers (or of kernels or nested models), a
@@ -50,9 +51,9 @@ class NormLogger(keras.callbacks.ProgbarLogger):
 
     Attributes:
         record: List of dicts, one for each measurement: the values above; `epoch`, the
-            number of epochs completed; and `step`, the number of batches that the
-            logger has seen. It starts with the norms before the first step, and
-            continues in later calls of `fit`.
+            number of epochs completed; and `step`, the number of batches seen. It
+            starts with the norms before the first step (on TensorFlow, only if the
+            model is built by then), and continues in later calls of `fit`.
 
     Raises:
         ValueError: If an argument is invalid or, when `fit` begins, if `layers`
@@ -173,7 +174,7 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes `record` to a CSV file, one row for each measurement.
 
-        An old file is replaced at once, and stays as it was if writing fails.
+        An existing file is replaced atomically, and stays as it was if writing fails.
 
         Args:
             path: str or path-like, the file to write.
@@ -184,8 +185,8 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         """
         if not self.record:
             raise ValueError(
-                "There is nothing to write yet. Expected the logger to be among the "
-                "`callbacks` of a `fit` before."
+                "Nothing has been recorded yet. First call `fit` with this logger in "
+                "`callbacks`."
             )
         write_csv(self.record, path)
 

@@ -76,7 +76,7 @@ class NormWatcher:
             self._warn_once("limit", *warning)
 
     def measure(self, model):
-        """Returns what `NormLogger` adds to `logs`, and warns of bad norms."""
+        """Measures what is logged. Warns if a norm is not finite or at its floor."""
         norms, penalty = self._reader(model)()
         self._warn(norms)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -119,7 +119,7 @@ class NormWatcher:
         ]
         if new:
             warn(
-                f"Norms of kernels are at their floor: {listed(new)}. Either the "
-                "layers are collapsing, which a smaller `log_norm` prevents, or they "
-                "were initialized too small."
+                f"These kernels are at their floor: {listed(new)}. Reduce `log_norm` "
+                "if their norms have been falling; otherwise, they were initialized "
+                "too small."
             )

@@ -14,12 +14,12 @@ from keras_weissi.symmetry.solvers import NotSolvedError
 
 
 class ScaleBalancer(keras.callbacks.Callback):
-    """Balances the norms of the kernels every few epochs, see `balance_scales`.
+    """Balances the norms of the kernels at the end of epochs, see `balance_scales`.
 
     Under the log penalty every kernel loses `norm(W) ** 2` at the same rate, so the
     smallest collapses first. Balancing shifts scale to it from the other kernels. It
     does not change what the model computes, nor the penalty where `WEISSI` is
-    invariant. The state of the optimizer is scaled along.
+    invariant. The optimizer's state is rescaled as well.
 
     It also works with Keras's `L2`: balanced, `sum(norm(W_l) ** 2)` over a chain of
     `k` layers is `k * prod(norm(W_l)) ** (2 / k)`, a penalty on the product alone.
@@ -38,14 +38,14 @@ class ScaleBalancer(keras.callbacks.Callback):
     Args:
         every: int. Balances after epochs `every`, `2 * every`, and so on. Epochs
             before `initial_epoch` count. Defaults to `1`.
-        optimizer: bool. Whether to scale the state of the model's optimizer along,
-            which must be one that `balance_scales` knows. `False` leaves the state as
-            it is. Defaults to `True`.
+        optimizer: bool. Whether to rescale the optimizer's state as well. It must be
+            an optimizer that `balance_scales` knows. `False` leaves the state as it is.
+            Defaults to `True`.
 
     Attributes:
-        record: List of dicts, one for each time it balanced, also in later calls of
-            `fit`: `epoch`, the number of epochs completed; `scale_shift`; and for each
-            kernel its norm, `before/<name>` and `after/<name>`.
+        record: List of dicts, one per balancing, over all calls of `fit`: `epoch`, the
+            number of epochs completed; `scale_shift`; and for each kernel its norm,
+            `before/<name>` and `after/<name>`.
 
     Raises:
         ValueError: If an argument is invalid or, when `fit` begins, if the model is
@@ -84,7 +84,7 @@ class ScaleBalancer(keras.callbacks.Callback):
         self._warned = False
 
     def on_train_begin(self, logs=None):
-        """Raises if the model cannot be balanced."""
+        """Raises if the model cannot be balanced, warns if there is nothing to do."""
         model = self.model
         # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
         if model.built or not isinstance(model, keras.Sequential):

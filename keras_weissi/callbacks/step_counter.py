@@ -31,7 +31,7 @@ class StepCounter:
             batch: int, the index of the batch in its epoch.
             together: int, the `steps_per_execution` of the model.
             steps: int, the length of the epoch. `None` if Keras does not know it:
-                then the last batches that are executed together count in full.
+                then an incomplete last group counts as complete.
         """
         # Of the batches that are executed together, Keras passes the last or, before
         # 3.9, the first. At the end of an epoch there may be fewer than that.
@@ -40,6 +40,6 @@ class StepCounter:
         self._done.append(min(done, steps or done))
 
     def close_epoch(self):
-        """Starts the next epoch, whose batches Keras counts from 0 again."""
+        """Ends the epoch: Keras counts the batches of the next from 0 again."""
         self._before_epoch = self.total
         self._done.clear()

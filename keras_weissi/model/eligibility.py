@@ -15,14 +15,14 @@ class Reason(enum.Enum):
 
     NOT_IN_LAYERS = "not among `layers`"
     NOT_IN_REGULARIZER = "not in `regularizer`"
-    LORA = "LoRA is enabled: the kernel is frozen, its update is elsewhere{}"
+    LORA = "LoRA is enabled: the kernel is frozen{}"
     QUANTIZED = "quantized to {}"
-    EMBEDDING = "an embedding: name it in `layers` to take it"
+    EMBEDDING = "an embedding: select it with `layers`"
     HAS_ANOTHER = "has {} already; replace=True replaces it"
     NORMALIZED = "normalized by {}"
     SHARES_AN_ARGUMENT = "left out with {}"
-    OTHERS_TAKE_IT = "others that are left out can take up its scale"
-    NOT_NEEDED = "not needed: no kernel behind it bears a penalty"
+    OTHERS_TAKE_IT = "kernels without a penalty can absorb its scale"
+    NOT_NEEDED = "not needed: the penalty is invariant without it"
 
 
 _BY_DEFAULT = {
@@ -59,7 +59,7 @@ def why_left_out(
         normalization: What `Graph.normalization_of` says of it.
         include_normalized: bool, as for `regularize`.
         replace: bool, as for `regularize`.
-        by_name: bool. Whether the kernel is asked for by name.
+        by_name: bool. Whether the call selects kernels: by `layers`, or by a dict.
 
     Returns:
         `LeftOut`, or `None` if it is not left out.
@@ -69,9 +69,9 @@ def why_left_out(
         # Keras gives them what was on the kernel when LoRA was enabled.
         factors = [v for v in layer.weights if v.name.startswith("lora_")]
         old = next((v.regularizer for v in factors if v.regularizer), None)
-        on_factors = f", with {format_regularizer(old)}" if old else ""
+        on_factors = f"; {format_regularizer(old)} acts on its update" if old else ""
         if isinstance(old, WEISSI):
-            on_factors += " (`deregularize` takes it off)"
+            on_factors += " (`deregularize` removes it)"
         return LeftOut(Reason.LORA, on_factors)
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None or not keras.backend.is_float_dtype(kernel.variable.dtype):

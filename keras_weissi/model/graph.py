@@ -18,9 +18,7 @@ _HIDDEN = "a layer that Keras does not show"
 
 
 class Graph:
-    """The calls in a model and which layers take what they return.
-
-    Nested models are looked into.
+    """The calls in a model and in nested models, and the layers that use the outputs.
 
     Args:
         model: A built `keras.Model`.
@@ -50,9 +48,10 @@ class Graph:
             parents: The layers around it, outermost first, without the model.
 
         Returns:
-            The name of a normalization layer if the layer's output goes to nothing but
-            normalization layers, `None` if it does not, and `"?"` if Keras does not
-            show where it goes.
+            The name of a normalization layer if the activation is homogeneous and the
+            output goes only to normalization layers; or that of the
+            `SpectralNormalization` around the layer. `None` if neither is the case, and
+            `"?"` if Keras does not show where the output goes.
         """
         outer = layer
         if parents and isinstance(parents[-1], keras.layers.SpectralNormalization):
@@ -156,7 +155,7 @@ def output_layer(model):
         model: A built `keras.Model`.
 
     Returns:
-        Pair of the layer and of a list of the activations behind it, in any order; or
+        Pair of the layer and of a list of the activations after it, in any order; or
         `None` if Keras does not show it, the model has several outputs, or the layer
         is called more than once.
     """
@@ -195,7 +194,7 @@ def mentioned(node):
     """Lists the variables that a call uses, other than those of the layer itself.
 
     They may be arguments, as in `keras.ops.matmul(x, layer.kernel)`, attributes of a
-    custom operation, or variables of a function that is one, as in a `Lambda`.
+    custom operation, or variables that a function passed to it uses, as in a `Lambda`.
     """
     things = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
     layer = unwrapped(node.operation)

@@ -1,8 +1,8 @@
 """What each kind of layer does to the scale of its input.
 
 A function `f` is (positively) homogeneous if `f(c * x) == c * f(x)` for all `c > 0`.
-Layers that are not listed here are not assumed to be. To add a kind of layer, add its
-class to one of the tables, and a model with it to the tests.
+Layers not listed here are assumed not to be homogeneous. To support another one, add
+its class to a table (or a case to `scaling_of`), and test a model with it.
 """
 
 import dataclasses
@@ -68,7 +68,8 @@ _ACTIVATIONS = (
     keras.ops.leaky_relu,
 )
 
-# The same three tables for bare calls of `keras.ops`, by the names of their classes.
+# Operations of `keras.ops` that are called directly, by class name: on one tensor; on
+# several; sums, where a number must be 0; products, with one tensor only.
 _KEEPER_OPS = frozenset(
     "Absolute AdaptiveAveragePool AdaptiveMaxPool Amax Amin AveragePool BroadcastTo "
     "Cast ConvertToTensor Copy Diagonal ExpandDims Flip GetItem "
@@ -88,7 +89,7 @@ class Scaling:
     Without kernels, and if nothing is fixed, inputs and outputs share one scale.
 
     Attributes:
-        kernels: tuple of `keras.Variable` that take a scale from the inputs to the
+        kernels: tuple of `keras.Variable`, the kernels between the inputs and the
             outputs, in the order of their application.
         shifts: tuple of `keras.Variable` added after the last kernel, which have to
             be multiplied by the scale of the outputs.
@@ -167,7 +168,7 @@ def is_of_keras(thing):
 
 
 def is_float(dtype):
-    """Whether numbers of this dtype can be scaled by any factor."""
+    """Whether the dtype is floating-point."""
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
 
 

@@ -1,4 +1,4 @@
-"""The kernels of a model: what counts as one, its one name, and its norm.
+"""The kernels of a model: what counts as one, its name, and its norm.
 
 This module alone decides what counts as a kernel and how it is named.
 """
@@ -27,7 +27,7 @@ class Kernel:
     """One kernel of a model, or another weight that is regularized like one.
 
     Attributes:
-        name: str, unique in the model, and the same whatever acts on the kernel: the
+        name: str, unique in the model, and independent of its regularizer: the
             names of the layers that lead to it, joined by "/". A layer with several
             kernels adds the name of the variable.
         layer: the `keras.Layer` that owns the kernel.
@@ -51,7 +51,7 @@ class Kernel:
 
     @property
     def is_bare_gamma(self) -> bool:
-        """Whether it is a gamma without `WEISSI`, which is taken only if named."""
+        """Whether it is a gamma without `WEISSI`, which is included only if named."""
         return self.kind == "gamma" and not isinstance(self.regularizer, WEISSI)
 
     def counts(self, everything: bool = False) -> bool:
@@ -67,10 +67,10 @@ class Kernel:
 def kernels(model, everything=False):
     """Lists the kernels of a model.
 
-    A kernel is a floating-point variable called "kernel" or "..._kernel", as in the
-    layers of Keras that multiply their input by one, or any other variable that
-    carries a `WEISSI` regularizer. Nested models, wrapped layers and RNN cells are
-    searched. A kernel that several layers share is listed once, where it comes first.
+    A kernel is a floating-point variable called "kernel" or "..._kernel", as in Keras's
+    own layers, or any other variable with a `WEISSI` regularizer. Nested models,
+    wrapped layers and RNN cells are searched. A kernel that several layers share is
+    listed once, where it comes first.
 
     Args:
         model: A built `keras.Model` or `keras.Layer`.
@@ -96,7 +96,7 @@ def kernels(model, everything=False):
 
 
 def kernels_and_gammas(model):
-    """Lists all that a name can stand for: every kernel, and all gammas."""
+    """Lists everything that can be named: every kernel, and all gammas."""
     return [k for k in _weights(model) if k.kind == "gamma" or k.counts(True)]
 
 
@@ -108,7 +108,7 @@ def kernels_of_built(model, everything=False):
         return found
     expected = "a built model with kernels"
     if not model.built or not model.weights:
-        expected += ": call it on data, or `model.build(input_shape)`, before"
+        expected += ": first call it on data, or call `model.build(input_shape)`"
     elif kernels(model, everything=True):
         expected += " in floating point; all are quantized, or embeddings"
     raise ValueError(
@@ -120,8 +120,7 @@ def kernels_of_built(model, everything=False):
 def host_norm(variable):
     """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 
-    For a single look: it compiles nothing. What is on the host at a time is a small
-    part of a large kernel.
+    For occasional use: it compiles nothing, and copies a large kernel in pieces.
     """
     # Not by a dot product: the threads of BLAS get in the way of a busy backend's.
     squares = (np.square(p, dtype="float64").sum() for p in host_pieces(variable))
@@ -129,7 +128,7 @@ def host_norm(variable):
 
 
 def host_pieces(variable):
-    """Yields the value of a variable as NumPy arrays, some rows of a large one each.
+    """Yields a variable's value as NumPy arrays, that of a large one in blocks of rows.
 
     Joined along the first axis they are the value. They are float64 for a float64
     variable, and float32 for any other, also for those that NumPy has no dtype for.
@@ -197,5 +196,5 @@ def _kind_of(layer, variable):
 
 
 def clean(name):
-    """Replaces what has a meaning in `str.format`, as names of checkpoints are."""
+    """Replaces characters special in `str.format`, which `ModelCheckpoint` applies."""
     return re.sub(r"[.:!{}\[\]\s]", "_", name)

@@ -26,7 +26,7 @@ Regularizers: TypeAlias = (
     | Callable[[keras.Layer], str | keras.regularizers.Regularizer | None]
 )
 
-# How close a name is that is the kernel's own: closer than that of any layer.
+# Closeness of a kernel's own name. Exceeds that of any layer's name.
 _OWN_NAME = 10**6
 
 
@@ -70,9 +70,9 @@ def select_kernels(candidates, layers, argument="layers"):
 def resolve(name, candidates, argument):
     """Finds the kernels that a name stands for.
 
-    The first of these that there is: the kernel of this name; those of the layer (or
-    nested model) of this path, such as `"backbone/block"`; those of the layer of this
-    name, wherever it is. Gammas only if their own layer is named.
+    The first of these that exists: the kernel of this name; the kernels of the layer
+    or nested model of this path, such as `"backbone/block"`; those of the layer of this
+    name, at any depth. Gammas only if their own layer is named.
 
     Args:
         name: str, or the `keras.Layer` itself.
@@ -109,8 +109,9 @@ def resolve(name, candidates, argument):
             if len(options) < len(meant):
                 options = [kernel.name for kernel, _ in found]
             raise ValueError(
-                f"Invalid value for argument `{argument}`. Expected the name of one "
-                f"layer, such as {options}. Received: {name!r}, of {len(meant)} layers"
+                f"Invalid value for argument `{argument}`. Expected a unique name, "
+                f"such as {' or '.join(map(repr, options))}. Received: {name!r}, which "
+                f"matches {len(meant)} layers"
             )
     known = {k.name for k in candidates} | {k.layer.name for k in candidates}
     near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)
@@ -149,8 +150,8 @@ def regularizers_by_kernel(regularizer, candidates):
         candidates: List of `Kernel`, as from `kernels_and_gammas`.
 
     Returns:
-        Dict from the names of kernels to regularizers or `None`. A name in a dict
-        gives way to one that is closer to the kernel.
+        Dict from the names of kernels to regularizers or `None`. If several names
+        match a kernel, the most specific one wins.
 
     Raises:
         ValueError: If `regularizer` is invalid.
@@ -159,8 +160,7 @@ def regularizers_by_kernel(regularizer, candidates):
         if not regularizer:
             raise ValueError(
                 "Invalid value for argument `regularizer`. Expected at least one layer "
-                "in the dict. Received: {}. (Coefficients are empty where no kernel "
-                "bears a penalty: print them to see why.)"
+                "in the dict. Received: {}"
             )
         if not all(isinstance(name, str) for name in regularizer):
             raise ValueError(

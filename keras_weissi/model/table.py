@@ -20,9 +20,8 @@ class NormRow:
         name: str, the kernel's name.
         shape: tuple of ints.
         norm: float, the Frobenius norm.
-        share: float, the part of the log norm product that is the kernel's: the logs
-            of all norms add up to 1. Not a number where there are no parts, because
-            some norms are above 1 and others below, or 0.
+        share: float, the kernel's share of the log norm product. The shares add up to
+            1. NaN if they are not all between 0 and 1: norms above and below 1, or 0.
         regularizer: what acts on the kernel, or `None`.
         normalized: str, the normalization layer that the kernel feeds; "" if it feeds
             another layer; "?" if Keras does not show what it feeds.
@@ -93,7 +92,8 @@ def norm_table(
         with np.errstate(invalid="ignore"):
             part = float(np.sum(logs[ours]))
         caption += (
-            f"; of the {sum(ours)} with WEISSI, which NormLogger watches: {part:.4f}"
+            f" ({part:.4f} for the {sum(ours)} of {len(ours)} kernels with WEISSI, "
+            "which NormLogger watches)"
         )
     table = KernelTable(rows, "name shape norm share regularizer normalized", caption)
     if print_fn is not None:

@@ -9,7 +9,7 @@ def layers_of(model):
 
 
 def walk(layer, parents=None, seen=None):
-    """Yields a layer and all inside it, depth first, each once with those around it."""
+    """Yields each layer once, depth first, with the layers that contain it."""
     seen = set() if seen is None else seen
     if id(layer) in seen:
         return

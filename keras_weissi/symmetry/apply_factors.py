@@ -13,7 +13,7 @@ from keras_weissi.symmetry.optimizer_state import state_of
 def multiply_all(factors, optimizer=None):
     """Multiplies variables in place, all or none.
 
-    If it is interrupted, or a device fails, the changes are undone.
+    If it is interrupted, or a device fails, the changes are undone (up to rounding).
 
     Args:
         factors: List of `(variable, factor, dtype)`: a `keras.Variable`, a float above
@@ -63,7 +63,7 @@ def _range_of(dtype):
 
 
 def _is_possible(variable, factor, dtype):
-    """Whether there is anything to multiply; raises if the result is out of range.
+    """Returns whether any element is not 0. Raises if the result is out of range.
 
     Args:
         variable: A `keras.Variable`.
@@ -83,7 +83,7 @@ def _is_possible(variable, factor, dtype):
     names = " and ".join(dict.fromkeys(n for n in (variable.dtype, dtype) if n))
     raise ValueError(
         f"Cannot multiply {variable.path!r} by {factor:g}. Expected values within the "
-        f"range of {names}. Received: {largest:g} as the largest, {result:g} after"
+        f"range of {names}. Received: {largest:g}, which would become {result:g}"
     )
 
 

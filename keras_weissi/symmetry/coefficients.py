@@ -1,4 +1,4 @@
-"""How much of the penalty each kernel has to bear for the sum to be invariant."""
+"""Coefficients of the kernels with which the penalty is invariant."""
 
 import dataclasses
 
@@ -21,8 +21,8 @@ class CoefficientRow:
 
     Attributes:
         name: str, the name of the kernel, or of the normalization with the gamma.
-        coefficient: float; 0 for a kernel that bears no penalty.
-        note: str, why it bears none, or what else to know.
+        coefficient: float; 0 for a kernel without a penalty.
+        note: str, why it has none, or what else to know.
     """
 
     name: str
@@ -36,7 +36,7 @@ class InvariantCoefficients:
 
     Attributes:
         coefficients: dict from the names of kernels, and of normalizations with a
-            gamma, to floats: what bears a penalty, and how much.
+            gamma, to floats: the coefficients of all that is penalized.
         plain_is_invariant: bool, whether the sum of the log norms of the kernels,
             each with coefficient 1, is invariant on the model.
         statement: str, says so in words, with the reason.
@@ -56,11 +56,11 @@ class InvariantCoefficients:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one kernel bears of the invariant penalty."""
+    """What one kernel contributes to the invariant penalty."""
 
     kernel: Kernel
-    coefficient: float  # 0 if it bears none
-    left_out: LeftOut | None  # why it bears none
+    coefficient: float  # 0 if it has no penalty
+    left_out: LeftOut | None  # why it has none
     is_outside: bool  # whether no scale can be shifted through its layer
 
 
@@ -69,21 +69,21 @@ def invariant_coefficients(
 ) -> InvariantCoefficients:
     """Finds the coefficients with which a penalty on log norms is invariant.
 
-    The sum `sum_l c_l * log(norm(W_l))` is invariant to shifts of scale if, and only
-    if, at every tensor whose scale is free the coefficients of the kernels that lead
-    to it and of those that lead on from it have the same sum. These are the positive
-    ones nearest to 1. In a chain of layers, and in a residual network with identity
-    shortcuts, all are 1; with projection shortcuts they are not.
+    The sum `sum_l c_l * log(norm(W_l))` is invariant to shifts of scale if and only if,
+    at every free group (see `scale_groups`), the coefficients of the incoming kernels
+    and those of the outgoing kernels have the same sum. The coefficients returned are
+    positive and as close to 1 as possible (in the least-squares sense, if that gives
+    positive ones). In a chain of layers, and in a residual network with identity
+    shortcuts, all are 1; with projection shortcuts (with a kernel), they are not.
 
-    The gamma of a normalization can take up the scale of the kernels behind it. Where
+    The gamma of a normalization can absorb the scale of the kernels after it. Where
     that would change the penalty on them, the gamma gets a coefficient, too. Kernels
-    that `regularize` leaves out get none. All this holds for norms above the
-    `min_norm` of `WEISSI`.
+    that `regularize` leaves out get none. All this holds for norms above `min_norm`.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
         include_normalized: bool, the same as for `regularize`: whether kernels
-            directly before a normalization layer bear a penalty. Defaults to `False`.
+            directly before a normalization layer are penalized. Defaults to `False`.
 
     Returns:
         `InvariantCoefficients`. `regularize(model, WEISSI(...), invariant=True)` uses
@@ -128,10 +128,10 @@ def invariant_coefficients(
 
 
 def find_shares(model, graph, include_normalized, replace=False):
-    """Finds what each kernel bears; the arguments are those of `regularize`.
+    """Finds what each kernel contributes; the arguments are those of `regularize`.
 
     Returns:
-        Pair of a list of `Share`, one a kernel, and of a list of str, the reasons why
+        Pair of a list of `Share`, one per kernel, and of a list of str, the reasons why
         plain `WEISSI` is not invariant.
     """
     groups = scale_groups(model)
@@ -146,7 +146,7 @@ def find_shares(model, graph, include_normalized, replace=False):
     plain = chosen & ~np.array([edge.is_gamma for edge in edges], bool)
     reasons = _unbalanced(groups, chosen, plain)
     if reasons:
-        # A gamma that feeds something pinned can take up no scale.
+        # A gamma that feeds something pinned cannot absorb any scale.
         fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
         count, sources, targets = solver_edges(groups)
         flow = nearest_flow(count, sources, targets, plain | (chosen & fed))
@@ -187,8 +187,8 @@ def _unbalanced(groups, chosen, plain):
 
     Args:
         groups: `ScaleGroups`.
-        chosen: bool array, one element an edge: those that may bear a penalty.
-        plain: bool array, likewise: those that do without coefficients.
+        chosen: bool array, one element per edge: those that may be penalized.
+        plain: bool array, likewise: those that plain `WEISSI` penalizes.
     """
     _, sources, targets = solver_edges(groups)
     names = [repr(edge.kernel.name) for edge in groups.edges]
@@ -202,17 +202,17 @@ def _unbalanced(groups, chosen, plain):
         if len(into) == len(out):
             continue
         reason = (
-            f"{_listed(names, into)} to the outputs of {group.layers[0]!r}, but "
-            f"{_listed(names, out)} on from them"
+            f"at the output of {group.layers[0]!r}, {_listed(names, into, 'enter')}, "
+            f"but {_listed(names, out, 'leave')}"
         )
         gammas = np.flatnonzero(chosen & ~plain & enters)
         if len(gammas):
             by = _shortened([names[i] for i in gammas])
-            reason += f", and the gamma of {by} scales them as well"
+            reason += f", and the gamma of {by} scales it as well"
         left_out = np.flatnonzero(~chosen & (enters | leaves))
         if len(left_out):
             others = _shortened([names[i] for i in left_out])
-            reason += f" (next to {others}, without a penalty)"
+            reason += f" (not counting {others}, without a penalty)"
         reasons.append(reason)
     return reasons
 
@@ -223,26 +223,26 @@ def _statement(shares, bearing, reasons, include_normalized):
         repr(share.kernel.name) for share in bearing if share.kernel.kind == "gamma"
     ]
     count = sum(share.kernel.kind != "gamma" for share in shares)
-    statement = f"{len(bearing) - len(gammas)} of {count} kernels bear a penalty"
+    some = len(bearing) - len(gammas)
+    statement = f"{some} of {count} kernels {'is' if some == 1 else 'are'} penalized"
     if not bearing:
         return f"{statement}: there is nothing to make invariant. The notes say why."
     statement += ". Plain WEISSI, with coefficient 1 on each kernel, is "
     if not reasons:
         return f"{statement}invariant."
     more = f" (and {len(reasons) - 1} more like it)" if reasons[1:] else ""
-    statement += f"not invariant: {reasons[0]}{more}. With the coefficients above it is"
-    if gammas:
-        statement += f", if the gammas ({_shortened(gammas)}) bear theirs, too"
+    also = f", also to the gammas ({_shortened(gammas)})" if gammas else ""
     arguments = "include_normalized=True, " if include_normalized else ""
     call = f"regularize(model, WEISSI(...), {arguments}invariant=True)"
-    return f"{statement}: `{call}` does that."
+    statement += f"not invariant: {reasons[0]}{more}. `{call}` applies the coefficients"
+    return f"{statement} above{also}, which makes the penalty invariant."
 
 
-def _listed(names, indices):
-    """Says how many kernels lead somewhere, and which."""
+def _listed(names, indices, verb):
+    """Says how many kernels enter or leave, and which."""
     if not len(indices):
-        return "no kernel leads"
-    verb = "kernel leads" if len(indices) == 1 else "kernels lead"
+        return f"no kernel {verb}s"
+    verb = f"kernel {verb}s" if len(indices) == 1 else f"kernels {verb}"
     return f"{len(indices)} {verb} ({_shortened([names[i] for i in indices])})"
 
 

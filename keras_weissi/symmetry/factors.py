@@ -95,12 +95,13 @@ def _disagreement(groups, scales, paths, i, there):
     edge = groups.edges[i]
     target = groups.groups[edge.target]
     path = named((*paths[edge.source], i))
-    message = (
-        "Invalid value for argument `factors`. Expected factors whose products agree "
-        f"wherever two paths through the model meet. Received: {there:.12g} along "
-        f"{path}, but {scales[edge.target]:.12g} "
-    )
+    message = "Invalid value for argument `factors`. Expected factors whose product"
     if target.pins:
         name, reason = target.pins[0]
-        return f"{message}is needed there, as {name!r} pins the scale: {reason}"
-    return f"{message}along {named(paths[edge.target])}"
+        message += f" is 1 at {name!r}, which pins the scale ({reason})"
+        return f"{message}. Received: product {there:.12g} along {path}"
+    return (
+        f"{message}s agree wherever two paths through the model meet. Received: "
+        f"{there:.12g} along {path}, but {scales[edge.target]:.12g} along "
+        f"{named(paths[edge.target])}"
+    )

@@ -23,17 +23,18 @@ from keras_weissi.symmetry.solvers import GROUND, components, on_cycles
 
 
 def scale_groups(model: keras.Model) -> ScaleGroups:
-    """Finds the groups of tensors that have to be scaled alike, and what pins them.
+    """Finds the groups of tensors that must be scaled together, and what pins them.
 
     If every tensor of a free group is multiplied by one factor, of any size above 0,
     and every kernel by the factor of its output over that of its input, the model
-    computes what it did. Whatever is not known to be positively homogeneous pins the
-    groups it touches, as do frozen layers and the inputs and outputs of the model.
+    still computes the same. Layers not known to be homogeneous pin the groups they
+    touch (fix their factor at 1), as do frozen layers, and the model's inputs and
+    outputs.
 
-    The code of custom layers and `Lambda`s cannot be seen: if it uses the weights of
-    another layer, and not through an attribute or a variable of its function, that
-    layer counts as free. Nor can other models be seen: if they share layers with this
-    one, scaling it changes them.
+    Note: the code of custom layers and `Lambda`s cannot be seen. If it uses the weights
+    of another layer in a way that cannot be detected (not through an attribute or a
+    closure), that layer is wrongly treated as free. Other models cannot be seen either:
+    if they share layers with this one, scaling it changes them.
 
     Args:
         model: A built Sequential or Functional `keras.Model`, nested ones included.
@@ -65,7 +66,7 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     if graph.root is None:
         is_unbuilt = isinstance(model, keras.Sequential) and not model.built
         expected = (
-            "a built model: start it with a keras.Input, or call `model.build` before"
+            "a built model: start it with a keras.Input, or call `model.build` first"
             if is_unbuilt
             else "a Sequential or Functional model: of any other, Keras does not know "
             "which layer feeds which"
@@ -139,7 +140,7 @@ def _enter(relations, call, inner):
     inner_outputs = relations.numbers_of(inner, inner.outputs)
     reason = ""
     if entries is None or len(call.outputs) != len(inner_outputs):
-        reason = "it is not clear which argument becomes which of its inputs"
+        reason = "its arguments cannot be matched to its inputs"
     elif not all(is_float(x.dtype) for pair in entries for x in pair):
         reason = "it takes integers"
     if reason:
@@ -198,7 +199,7 @@ def _why_pinned(layer, scalings, holders, owned):
                 if holder is not layer:
                     return f"it shares a weight with {holder.name}"
     if id(layer) not in owned:
-        return "it is in a keras.Function, which is no layer"
+        return "it is in a bare keras.Function"
     return ""
 
 
@@ -220,7 +221,7 @@ def _pin_ends(relations, graph, entered):
         if function is graph.root:
             where = "of the model"
         elif id(function) not in entered:
-            where = "of a model that a layer calls as it likes"
+            where = "of a model called inside another layer"
         else:
             continue
         for kind, tensors in (("input", function.inputs), ("output", function.outputs)):
@@ -272,10 +273,9 @@ def _number_groups(relations):
 
 
 def _pin_dead_ends(relations, group_of, pins):
-    """Pins the groups whose factor would be arbitrary.
+    """Pins groups that do not lead to the output.
 
-    What is computed and not used, by a second output of a nested model for example,
-    has no kernel behind it that could take up the factor.
+    An unused output of a nested model has no kernel after it to compensate the factor.
     """
     node = np.array([GROUND if pin else i + 1 for i, pin in enumerate(pins)])
     ends = [(group_of[edge.source], group_of[edge.target]) for edge in relations.edges]
@@ -284,4 +284,4 @@ def _pin_dead_ends(relations, group_of, pins):
     _, is_used = on_cycles(len(pins) + 1, sources, targets, everything)
     for index, pin in enumerate(pins):
         if node[index] != GROUND and not is_used[node[index]]:
-            pin["the model", "it does not use what is computed here"] = None
+            pin["the model", "the output is not used"] = None

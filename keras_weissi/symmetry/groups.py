@@ -1,7 +1,7 @@
 """Scale groups: which tensors of a model have to be multiplied by the same factor.
 
 Every tensor gets a factor; layers tie the factors of their inputs and outputs, or pin
-them to 1, or carry one to the other by a kernel. Tensors that are tied make up a group,
+them to 1, or relate them through a kernel. Tensors that are tied make up a group,
 and the kernels are the edges between the groups.
 """
 
@@ -41,14 +41,14 @@ class ScaleGroup:
 class KernelEdge:
     """A kernel, or the gamma of a normalization, between two groups.
 
-    With the factors `s` of the source and `t` of the target, the kernel is to be
+    With the factors `s` of the source and `t` of the target, the kernel must be
     multiplied by `t / s`, and what the layer adds to its output by `t`.
 
     Attributes:
         kernel: `keras_weissi.model.Kernel`.
         shifts: tuple of `keras.Variable`: the bias, or the beta.
-        source: int, the index of the group that the layer takes.
-        target: int, the index of the group that it returns.
+        source: int, the index of the group of the layer's input.
+        target: int, the index of the group of its output.
     """
 
     kernel: Kernel

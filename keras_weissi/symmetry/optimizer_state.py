@@ -1,7 +1,7 @@
-"""What each optimizer keeps of a weight, and how it scales with the weight.
+"""What each optimizer keeps for a weight, and how it scales with the weight.
 
-If a weight is multiplied by c, its gradient is divided by c, and so must be whatever
-the optimizer keeps in proportion to the gradient.
+If a weight is multiplied by c, its gradient is divided by c, so each variable of the
+optimizer must be multiplied by the power of c by which it scales.
 """
 
 import keras
@@ -30,7 +30,7 @@ _POWERS_IN_ANY = {"accumulated_gradients": -1, "model_variables_moving_average":
 
 
 def optimizer_of(model, optimizer):
-    """Returns the optimizer whose state is to be carried, or `None`.
+    """Returns the optimizer whose state is to be rescaled, or `None`.
 
     Args:
         model: A `keras.Model`.
@@ -46,8 +46,8 @@ def optimizer_of(model, optimizer):
         if inner.built and not any(id(v) in trained for v in model.trainable_variables):
             raise ValueError(
                 "Invalid value for argument `optimizer`. Expected one that trains "
-                f"model {model.name!r}. Received: {type(inner).__name__} with "
-                f"{len(trained)} variables of another"
+                f"model {model.name!r}. Received: {type(inner).__name__}, "
+                f"which trains {len(trained)} variables of another model"
             )
         return optimizer
     if not isinstance(optimizer, bool):
@@ -77,7 +77,7 @@ def state_of(optimizer):
     if powers is None or not is_of_keras(optimizer):
         raise ValueError(
             "Invalid value for argument `optimizer`. Expected one whose state can be "
-            f"carried ({', '.join(sorted(_POWERS))}), or optimizer=False to leave its "
+            f"rescaled ({', '.join(sorted(_POWERS))}), or optimizer=False to leave its "
             f"state as it is. Received: {kind.__name__}"
         )
     if not optimizer.built:
@@ -97,9 +97,9 @@ def state_of(optimizer):
     ]
     if unknown:
         raise ValueError(
-            "Invalid value for argument `optimizer`. Expected one that keeps nothing "
-            f"but what this version of keras_weissi knows. Received: {kind.__name__}, "
-            f"with {unknown[0]!r}"
+            "Invalid value for argument `optimizer`. Expected an optimizer whose "
+            "state variables are all known to this version of keras_weissi. Received: "
+            f"{kind.__name__}, with {unknown[0]!r}"
         )
     return state
 

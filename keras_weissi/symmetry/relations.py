@@ -1,4 +1,4 @@
-"""What layers say of the scales of tensors: which are tied, pinned, or joined."""
+"""Constraints on the scales of tensors, collected from the layers."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Call(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """That the scale of a tensor is 1, which layer demands it, and why."""
+    """A tensor whose scale is fixed at 1, the layer that fixes it, and why."""
 
     tensor: int
     layer: str
@@ -34,13 +34,13 @@ class Edge(NamedTuple):
 
 @dataclasses.dataclass
 class Relations:
-    """What the layers of a model say of the scales of its tensors.
+    """Constraints on the scales of a model's tensors, collected from its layers.
 
     Tensors have numbers, as the same tensor may be part of two functions, with a
     different value in each.
 
     Attributes:
-        labels: the layers that return the tensors; `None` for those not to show.
+        labels: the layers that return the tensors; `None` for tensors not shown.
         ties: pairs of tensors that have the same scale.
         pins: tensors whose scale is 1.
         edges: kernels between tensors.

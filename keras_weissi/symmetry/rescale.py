@@ -24,8 +24,8 @@ class RescalingRow:
     Attributes:
         name: str, the name of the kernel, or of the normalization with the gamma.
         shape: tuple of ints.
-        before: float, the Frobenius norm.
-        after: float, the Frobenius norm now.
+        before: float, the Frobenius norm before the call.
+        after: float, the Frobenius norm after it.
         factor: float, what it was multiplied by.
         note: str, what else to know, such as why it was left as it was.
     """
@@ -57,9 +57,9 @@ def shift_scales(
     Args:
         model: A built Sequential or Functional `keras.Model`.
         factors: Dict from the names of layers (or of kernels, as `scale_groups` prints
-            them) to floats above 0. The others get 1. A normalization stands for its
-            gamma; the factor of a layer with two kernels is shared by them.
-        optimizer: Whether to carry the state of the optimizer that the model is
+            them) to floats above 0. Others default to 1. The name of a normalization
+            means its gamma. A layer's two kernels get the square root of its factor.
+        optimizer: Whether to rescale the state of the optimizer that the model is
             compiled with, see `balance_scales`; or the optimizer. Defaults to `True`.
 
     Returns:
@@ -99,24 +99,23 @@ def balance_scales(
     """Shifts scale between the layers until the sum of squared norms is minimal.
 
     Minimizes `sum_l norm(W_l) ** 2` over all shifts that do not change what the model
-    computes; the minimum is unique. In a chain of `L` layers, every norm is then
-    `prod_l norm(W_l) ** (1 / L)`. Where several kernels lead into or out of a tensor,
-    their squared norms have the same sum on both sides. The gamma of a normalization
-    counts as a kernel. Frozen layers stay as they are.
+    computes. Unless a kernel has norm 0, there is exactly one minimum. In a chain of
+    `L` layers, every norm is then `prod_l norm(W_l) ** (1 / L)`. Where several kernels
+    lead into or out of a tensor, their squared norms have the same sum on both sides.
+    The gamma of a normalization counts as a kernel. Frozen layers stay as they are.
 
-    A second call changes nothing, to the last bit: weights are left alone if no norm is
-    off by more than the precision of their dtype.
+    A second call changes nothing: differences of a few rounding errors are ignored.
 
     Args:
         model: A built Sequential or Functional `keras.Model`.
-        optimizer: bool or `keras.optimizers.Optimizer`. Whether to adapt the state of
+        optimizer: bool or `keras.optimizers.Optimizer`. Whether to rescale the state of
             the optimizer that the model is compiled with, or of the one given. If a
             weight is multiplied by `c`, its gradients are divided by `c` from now on,
             and so is its momentum; an average of squared gradients is divided by
             `c ** 2`. Defaults to `True`.
 
     Returns:
-        `KernelTable` of `RescalingRow`, one a kernel. It prints as a table.
+        `KernelTable` of `RescalingRow`, one per kernel. It prints as a table.
 
     Raises:
         ValueError: If the model is a subclassed one, a norm is not finite, or it is not
@@ -139,8 +138,8 @@ def balance_scales(
 
     Reference:
 
-    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3, which
-      has a sum in place of the product.
+    - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3. The
+      formula there has a sum where this one has the product.
     """
     return balance(model, scale_groups(model), optimizer)
 

@@ -1,15 +1,15 @@
 """Solves for balanced scales and for coefficients, on plain arrays.
 
 The scale groups of a model make a graph: one node, `GROUND`, for all pinned groups, one
-for each free group, and an edge for each kernel. SciPy is imported only when there is
-something to solve, as that takes longer than importing this package.
+for each free group, and an edge for each kernel. SciPy is imported inside the
+functions, as importing it takes longer than importing this package.
 """
 
 import numpy as np
 
 # The node that stands for everything that is pinned.
 GROUND = 0
-# Smaller coefficients count as 0.
+# If least squares gives a smaller coefficient, the other objective is used.
 _LEAST_COEFFICIENT = 1e-6
 _NEWTON_STEPS = 200
 
@@ -27,13 +27,13 @@ def balanced_log_scales(count, sources, targets, log_norms):
 
     Args:
         count: int, the number of nodes.
-        sources: int array, one element an edge.
-        targets: int array, one element an edge.
-        log_norms: float64 array, one element an edge: the logarithm of the norm of the
+        sources: int array, one element per edge.
+        targets: int array, one element per edge.
+        log_norms: float64 array, one element per edge: the logarithm of the norm of the
             kernel, `-inf` for a norm of 0.
 
     Returns:
-        Pair of arrays of one element a node: the float64 logarithms of the scales, and
+        Pair of arrays, one element per node: the float64 logarithms of the scales, and
         bools that are true for nodes that are held, including `GROUND`.
 
     Raises:
@@ -78,8 +78,8 @@ def balanced_log_scales(count, sources, targets, log_norms):
         solution = minimize(
             value, start, jac=gradient, hess=hessian, method="trust-exact"
         ).x
-    # The value is flat to rounding long before every group is balanced, a small one
-    # beside large ones above all: from here on, each is measured by its own kernels.
+    # Rounding hides the imbalance of groups with small norms in the total. These
+    # Newton steps therefore measure each group relative to its own kernels.
     with np.errstate(invalid="ignore"):  # 0 / 0 of norms too far apart ends in NaN
         for _ in range(_NEWTON_STEPS):
             p = weights(solution)[0]
@@ -97,26 +97,26 @@ def balanced_log_scales(count, sources, targets, log_norms):
             solution = solution - np.clip(step, -1.0, 1.0)
     if not off < 1e-9:
         raise NotSolvedError(
-            f"The balanced scales were not found: a group is off by {off:.1e}"
+            f"Balancing did not converge: norms too far apart (imbalance {off:.1e})"
         )
     scales[is_free] = solution
     return scales, held
 
 
 def nearest_flow(count, sources, targets, chosen):
-    """Finds positive coefficients of edges that sum to the same in and out of a node.
+    """Finds positive coefficients with equal sums into and out of each node.
 
-    The nearest to 1: those of least `sum_e (c_e - 1) ** 2` if they are all positive;
-    or else those of least `sum_e c_e * log(c_e) - c_e`, which always are.
+    They are as close to 1 as possible: the minimizer of `sum_e (c_e - 1) ** 2`, if it
+    is positive; otherwise that of `sum_e c_e * log(c_e) - c_e`, which always is.
 
     Args:
         count: int, the number of nodes. Nothing is asked of node `GROUND`.
-        sources: int array, one element an edge.
-        targets: int array, one element an edge.
-        chosen: bool array, one element an edge: those that may get a coefficient.
+        sources: int array, one element per edge.
+        targets: int array, one element per edge.
+        chosen: bool array, one element per edge: those that may get a coefficient.
 
     Returns:
-        Float64 array, one element an edge. 0 for those that are not chosen, or on no
+        Float64 array, one element per edge. 0 for those that are not chosen, or on no
         cycle of chosen ones, so that they cannot be positive.
     """
     used, _ = on_cycles(count, sources, targets, chosen)
@@ -126,7 +126,7 @@ def nearest_flow(count, sources, targets, chosen):
     potentials = np.linalg.lstsq(incidence.T, ones, rcond=None)[0]
     nearest = ones - incidence.T @ potentials
     if nearest.size and nearest.min() < _LEAST_COEFFICIENT:
-        # log(c) is a difference of potentials, as the scales are for norms of 1.
+        # The dual of this objective is balancing kernels of norm 1.
         a, _ = balanced_log_scales(count, sources[used], targets[used], 0 * ones)
         nearest = np.exp(2 * (a[targets[used]] - a[sources[used]]))
     flow[used] = np.where(np.abs(nearest - 1) < 1e-12, 1.0, nearest)
@@ -140,12 +140,12 @@ def on_cycles(count, sources, targets, chosen):
 
     Args:
         count: int, the number of nodes.
-        sources: int array, one element an edge.
-        targets: int array, one element an edge.
-        chosen: bool array, one element an edge.
+        sources: int array, one element per edge.
+        targets: int array, one element per edge.
+        chosen: bool array, one element per edge.
 
     Returns:
-        Pair of bool arrays: one element an edge, and one a node: whether it is on a
+        Pair of bool arrays: one element per edge, and one per node: whether it is on a
         cycle with `GROUND`.
     """
     ends = np.stack([sources, targets], 1)[chosen]
@@ -165,7 +165,7 @@ def components(count, ends, connection):
         connection: `"weak"` or `"strong"`.
 
     Returns:
-        Int array, one element a node.
+        Int array, one element per node.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -36,7 +36,7 @@ def test_every_model_is_warned_of_at_the_line_of_the_user(tmp_path):
         ("The norm of kernel 'b' is no longer finite", "# fit", 3),
         ("ScaleBalancer left the model as it is after epoch 1", "# fit", 3),
         ("ScaleBalancer left the model as it is after epoch 2", "# fit", 3),
-        ("regularize left 1 of 2 kernels as before", "regularize(model", 3),
+        ("regularize skipped 1 of 2 kernels", "regularize(model", 3),
     ):
         told = [w for w in caught if str(w.message).startswith(what)]
         assert len(told) == times, what

@@ -194,7 +194,7 @@ def test_a_warning_made_an_error_leaves_the_model_as_it_was():
     model = make_model("l2", None, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="left 1 of 3 kernels as before"):
+        with pytest.raises(UserWarning, match="regularize skipped 1 of 3 kernels"):
             regularize(model, R)
     assert len(model.losses) == 1
     assert model.get_layer("h1").kernel_regularizer is None
@@ -321,7 +321,7 @@ def test_kernels_before_a_normalization_are_left_out():
         "separable/depthwise_kernel": "normalized by bn_separable",
         "separable/pointwise_kernel": "normalized by bn_separable",
     }
-    assert "include_normalized=True takes the 4 normalized ones" in str(report)
+    assert "include_normalized=True would change 4 more" in str(report)
     report = regularize(normalized(), R, include_normalized=True)
     assert all(row.changed for row in report)
     assert "include_normalized" not in str(report)
@@ -382,16 +382,17 @@ def test_what_keras_does_not_show_is_said_to_be_hidden():
     ):
         report = regularize(model, R)
     assert [row.name for row in report] == ["kernel", "block/inner"]
-    assert all("hidden" in row.note for row in report)
+    assert all("Keras does not show" in row.note for row in report)
     assert "not saved: the layer has no argument" in report[0].note
     assert "not saved unless Subclassed saves it" in report[1].note
     assert penalty_of(model) == pytest.approx(expected_penalty(model), rel=1e-5)
     with pytest.warns(UserWarning, match="not saved unless Block saves it"):
         report = regularize(sequential(Block(), shape=(4,)), R)
-    assert "hidden" in report[0].note
+    assert "Keras does not show" in report[0].note
     with pytest.warns(UserWarning, match="not saved unless Block saves it"):
         report = regularize(sequential(layers.Dense(4), Block(), shape=(4,)), R)
-    assert report[0].note == "what it feeds is hidden: may be normalized"
+    hidden = "may be normalized: Keras does not show which layer comes next"
+    assert report[0].note == hidden
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -522,9 +523,9 @@ def test_lora_and_quantized_kernels_are_left_out_aloud():
 def test_the_penalty_on_the_factors_of_lora_is_named():
     model = make_model(WEISSI(0.1), None)
     model.get_layer("h0").enable_lora(2)
-    with pytest.warns(UserWarning, match=r"WEISSI\(log_norm=0.1.*`deregularize` t"):
+    with pytest.warns(UserWarning, match=r"WEISSI\(log_norm=0.1.*`deregularize` r"):
         regularize(model, R)
-    with pytest.warns(UserWarning, match="LoRA is enabled: .* elsewhere\\)"):
+    with pytest.warns(UserWarning, match="LoRA is enabled: .* frozen\\)"):
         deregularize(model)
         regularize(model, R)
 
@@ -537,7 +538,7 @@ def test_what_is_refused_and_what_is_not_saved_are_both_named():
         regularize(model, R)
     ours = [w for w in caught if w.category is UserWarning]
     refused, lost = [str(warning.message) for warning in ours]
-    assert refused.startswith("regularize left 1 of 2 kernels as before: 'refused'")
+    assert refused.startswith("regularize skipped 1 of 2 kernels: 'refused'")
     assert lost.startswith("The regularizer of 1 of 2 kernels may not be saved: ")
     assert "not saved unless Block saves it" in lost
 
@@ -673,7 +674,8 @@ def test_graphs_that_are_hard_to_read_raise_nothing():
     model = keras.Model([inputs, mask], layers.Dense(2)(x))
     report = regularize(model, R)
     assert all(row.changed for row in report)
-    assert report[0].note == "what it feeds is hidden: may be normalized"
+    hidden = "may be normalized: Keras does not show which layer comes next"
+    assert report[0].note == hidden
     a = keras.Input((4,))
     passing = keras.Model(a, [a, layers.Dense(4)(a)])
     first, second = passing(a)

@@ -1,4 +1,4 @@
-"""The largest coefficient with which a classifier need not collapse."""
+"""The coefficient above which a classifier must collapse."""
 
 import warnings
 
@@ -165,16 +165,17 @@ def warnings_of(part, trainable=True, loss="sparse_categorical_crossentropy"):
         logger = NormLogger()
         for _ in range(2):
             model.fit(x, y, epochs=2, verbose=0, callbacks=[logger])
-    return [str(w.message) for w in caught if "cross-entropy" in str(w.message)]
+    return [str(w.message) for w in caught if "largest_log_norm" in str(w.message)]
 
 
 def test_the_logger_warns_of_a_coefficient_that_is_too_large():
     (message,) = warnings_of(2.0)
-    assert "log_norm=2.20201 of kernel 'last' is 200% of 1.1" in message
-    assert "stay above its floor, min_norm=0.1, with" in message
-    assert "10 classes (without weights of rows or losses): the norm falls" in message
+    assert "log_norm=2.20201 of kernel 'last' is 200% of `keras_w" in message
+    assert "largest_log_norm(10)`, 1.1, above which its norm must fall" in message
+    assert "must fall to min_norm=0.1. Start with a tenth, 0.11. (`sam" in message
+    assert "(`sample_weight`, `class_weight` and `loss_weights` scale" in message
     (message,) = warnings_of(0.7)
-    assert "70%" in message and "networks have collapsed at such values" in message
+    assert "70%" in message and "Networks have collapsed at such values" in message
 
 
 def test_the_logger_does_not_warn_without_a_reason():

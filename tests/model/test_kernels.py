@@ -316,8 +316,8 @@ def test_norm_table_tells_what_the_logger_watches():
     assert "WEISSI" not in str(norm_table(model, print_fn=None))
     regularize(model, WEISSI(), layers=["d0", "d2"])
     text = str(norm_table(model, print_fn=None))
-    assert "log norm product: 7.0000; of the 2 with WEISSI" in text
-    assert text.endswith("which NormLogger watches: 5.0000")
+    assert "log norm product: 7.0000 (5.0000 for the 2 of 3 kernels with" in text
+    assert text.endswith(" with WEISSI, which NormLogger watches)")
     logger = NormLogger()
     model.compile("sgd", "mse")
     model.fit(np.zeros((1, 1)), np.zeros((1, 1)), verbose=0, callbacks=[logger])

@@ -91,7 +91,7 @@ def test_a_name_means_the_same_to_every_function(ambiguous, name, expected):
             return [row.name for row in report if row.changed]
         except ValueError as error:
             assert f"Received: {name!r}" in str(error)
-            assert name != "d" or "['a/d', 'c/d']" in str(error)
+            assert name != "d" or "'a/d' or 'c/d'" in str(error)
             return None
         finally:
             deregularize(ambiguous)

@@ -26,7 +26,7 @@ def dense(name, activation="relu"):
 
 
 def of(c):
-    """The coefficients of all kernels, also of those that bear no penalty."""
+    """The coefficients of all kernels, also of those without a penalty."""
     return {row.name: row.coefficient for row in c.table}
 
 
@@ -73,8 +73,9 @@ def test_projection_shortcuts_need_other_coefficients():
         expected |= {f"a{i}": 0.8, f"b{i}": 0.8, f"p{i}": 0.6}
     assert c.coefficients == pytest.approx(expected)
     assert not c.plain_is_invariant
-    assert "not invariant: 1 kernel leads ('stem') to the outputs of" in c.statement
-    assert "but 2 kernels lead (" in c.statement and "(and 1 more" in c.statement
+    assert "1 kernel enters ('stem'), but 2 kernels leave (" in c.statement
+    assert "not invariant: at the output of 'stem', 1 kernel" in c.statement
+    assert "(and 1 more" in c.statement
 
 
 def test_the_coefficients_are_a_flow_and_the_nearest_to_one():
@@ -101,16 +102,16 @@ def test_a_gamma_that_feeds_a_free_group_gets_one_too():
     model = residual(projection=False, normalization=True, blocks=1)
     c = invariant_coefficients(model)
     assert not c.plain_is_invariant
-    assert "the gamma of 'bn0' scales them as well" in c.statement
-    assert "2 of 4 kernels bear a penalty" in c.statement
-    assert "if the gammas ('bn0') bear theirs, too" in c.statement
+    assert "the gamma of 'bn0' scales it as well" in c.statement
+    assert "2 of 4 kernels are penalized" in c.statement
+    assert "coefficients above, also to the gammas ('bn0'), which makes" in c.statement
     assert of(c)["b0"] == 0.0 and "b0" not in c.coefficients
     assert "left out: normalized by bn0" in str(c)
     assert of(c)["bn0"] > 0
     # What leads into the sum, over what leads out: a0 leads to b0, which is left out.
     assert of(c)["stem"] + of(c)["bn0"] == pytest.approx(of(c)["head"])
     assert of(c)["a0"] == 0.0
-    assert "left out: others that are left out can take up its scale" in str(c)
+    assert "left out: kernels without a penalty can absorb its scale" in str(c)
     everything = invariant_coefficients(model, include_normalized=True)
     assert set(everything.coefficients) == {"stem", "a0", "b0", "bn0", "head"}
     assert "include_normalized=True, invariant=True)`" in everything.statement
@@ -258,19 +259,19 @@ def test_takes_what_regularize_takes():
     c = invariant_coefficients(model)
     assert of(c)["embedding"] == of(c)["lora"] == of(c)["frozen"] == 0.0
     assert "left out: an embedding" in str(c) and "left out: LoRA" in str(c)
-    assert "2 of 6 kernels bear a penalty" in str(c)
+    assert "2 of 6 kernels are penalized" in str(c)
     deregularize(model)
     regularize(model, scaled(0.1, c))
     assert penalized(model) == by_default
 
 
-def test_where_no_kernel_bears_a_penalty():
+def test_where_no_kernel_is_penalized():
     model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), dense("c")])
     regularize(model, {"b": keras.regularizers.L2(0.1)})
     c = invariant_coefficients(model)
     assert c.coefficients == {}
-    assert "0 of 3 kernels bear a penalty: there is nothing" in c.statement
-    with pytest.raises(ValueError, match="Received: {}. .Coefficients are empty where"):
+    assert "0 of 3 kernels are penalized: there is nothing" in c.statement
+    with pytest.raises(ValueError, match="one layer in the dict. Received: {}$"):
         regularize(model, scaled(1.0, c))
 
 
@@ -334,7 +335,9 @@ def test_what_is_left_out_next_to_a_group_is_named():
         + [layers.BatchNormalization(name="bn"), dense("c", None)]
     )
     c = invariant_coefficients(model)
-    assert "(next to 'b', without a penalty)" in c.statement
+    assert "(not counting 'b', without a penalty)" in c.statement
+    assert c.statement.startswith("1 of 3 kernels is penalized. ")
+    assert "1 kernel enters ('a'), but no kernel leaves" in c.statement
 
 
 def nested_normalization():
@@ -385,7 +388,7 @@ def test_it_is_invariant_on_a_model_that_had_a_penalty(how):
         (first,) = [row for row in report if row.name == "first"]
         assert first.changed and first.regularizer is None
         assert first.note == (
-            "others that are left out can take up its scale; WEISSI taken off"
+            "kernels without a penalty can absorb its scale; WEISSI removed"
         )
     else:
         deregularize(model)
