@@ -87,12 +87,8 @@ def _cell(name, value):
     return str(value)
 
 
-def _format_share(share):
-    return "" if share != share else f"{share:.1%}"
-
-
 # Columns of numbers, and how they are printed.
 _NUMBERS: dict[str, Callable[[float], str]] = dict.fromkeys(
     ("norm", "before", "after", "factor", "coefficient"), "{:.4g}".format
 )
-_NUMBERS["share"] = _format_share
+_NUMBERS["share"] = lambda share: "" if share != share else f"{share:.1%}"

@@ -190,8 +190,12 @@ def _warn(decisions):
     if refused:
         what = f"regularize skipped {len(refused)} of {count} kernels"
         warnings.append((what, refused))
-    elif not any(decision.is_change for decision in decisions):
-        warnings.append((f"regularize changed 0 of {count} kernels", decisions))
+    rest = [decision for decision in decisions if not decision.is_refused]
+    reasons = [decision.left_out and decision.left_out.reason for decision in rest]
+    is_consequence = not refused or Reason.OTHERS_TAKE_IT in reasons
+    if is_consequence and not any(d.is_change and d.regularizer for d in rest):
+        what = f"regularize put a regularizer on 0 of {count} kernels"
+        warnings.append((what, rest))
     if lost:
         what = f"The regularizer of {len(lost)} of {count} kernels may not be saved"
         warnings.append((what, lost))
@@ -215,7 +219,7 @@ def _report(decisions):
     ]
     changed = sum(decision.is_change for decision in decisions)
     caption = f"{changed} of {len(rows)} kernels changed"
-    reasons = [d.left_out.reason for d in decisions if d.left_out]
+    reasons = [d.left_out.reason for d in decisions if d.left_out and not d.is_change]
     if normalized := reasons.count(Reason.NORMALIZED):
         caption += f"; include_normalized=True would change {normalized} more"
     return KernelTable(rows, "name shape norm regularizer note", caption)

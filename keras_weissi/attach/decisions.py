@@ -51,7 +51,7 @@ def decide(model, regularizer, layers, include_normalized, replace):
     if layers is not None:
         validate_selection(layers)
         asked_for = {kernel.name for kernel in select_kernels(found, layers)}
-    wanted = regularizers_by_kernel(regularizer, found)
+    wanted = regularizers_by_kernel(regularizer, found, asked_for or ())
     by_name = asked_for is not None or isinstance(regularizer, dict)
     named = {*(asked_for or ()), *(wanted if isinstance(regularizer, dict) else ())}
     decisions = []
@@ -80,7 +80,8 @@ def decide_invariant(model, regularizer, layers, include_normalized, replace):
 
     The arguments are those of `regularize`.
     """
-    if not isinstance(regularizer, WEISSI):
+    is_ours = isinstance(regularizer, WEISSI)
+    if not is_ours or "log_norm" not in regularizer.get_config():
         expected = "a WEISSI, as no other penalty is made invariant by coefficients"
         raise invalid("regularizer", expected, regularizer)
     if layers is not None:
@@ -97,13 +98,15 @@ def _decide_share(share, regularizer):
     if share.left_out is None:
         config = regularizer.get_config()
         config["log_norm"] *= share.coefficient
+        if kernel.kind == "gamma" and "direction_l1" in config:
+            config["direction_l1"] = 0.0  # only the norm of a gamma is meant
         scaled = type(regularizer).from_config(config)
         return Decision(kernel, scaled, is_change=True, coefficient=share.coefficient)
     # An earlier penalty that has no coefficient would not be invariant.
-    has_ours = isinstance(kernel.regularizer, WEISSI)
-    gets = None if has_ours else kernel.regularizer
+    is_removed = isinstance(kernel.regularizer, WEISSI) and share.left_out.by_default
+    gets = None if is_removed else kernel.regularizer
     is_refused = not share.left_out.by_default
-    return Decision(kernel, gets, has_ours, share.left_out, is_refused)
+    return Decision(kernel, gets, is_removed, share.left_out, is_refused)
 
 
 def _completed(decisions, model, graph):

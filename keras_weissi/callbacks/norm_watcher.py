@@ -7,7 +7,7 @@ from keras_weissi._utils.user_warnings import WarnOnce, listed, warn
 from keras_weissi.callbacks.collapse import coefficient_warning, kernels_at_floor
 from keras_weissi.callbacks.norm_reader import make_norm_reader
 from keras_weissi.model.kernels import kernels, kernels_and_gammas
-from keras_weissi.model.selection import select_kernels
+from keras_weissi.model.selection import names_in, select_kernels
 from keras_weissi.model.walk import layers_of
 from keras_weissi.regularizers import WEISSI
 
@@ -60,11 +60,10 @@ class NormWatcher:
             return
         found = kernels(model)
         if self._layers is not None:
-            candidates = [
-                kernel
-                for kernel in kernels_and_gammas(model)
-                if keras.backend.is_float_dtype(kernel.variable.dtype)
-            ]
+            # Embeddings and gammas are watched if they are named.
+            everything = kernels_and_gammas(model) if names_in(self._layers) else found
+            is_float = keras.backend.is_float_dtype
+            candidates = [k for k in everything if is_float(k.variable.dtype)]
             self._kernels = select_kernels(candidates, self._layers)
         else:
             carriers = [k for k in found if isinstance(k.regularizer, WEISSI)]

@@ -23,6 +23,7 @@ class Reason(enum.Enum):
     SHARES_AN_ARGUMENT = "left out with {}"
     OTHERS_TAKE_IT = "kernels without a penalty can absorb its scale"
     NOT_NEEDED = "not needed: the penalty is invariant without it"
+    OFFSET = "scaled by all the factors before it"
 
 
 _BY_DEFAULT = {
@@ -30,6 +31,7 @@ _BY_DEFAULT = {
     Reason.NORMALIZED,
     Reason.OTHERS_TAKE_IT,
     Reason.NOT_NEEDED,
+    Reason.OFFSET,
 }
 
 

@@ -58,7 +58,7 @@ class Graph:
             return parents[-1].name
         if parents and isinstance(parents[-1], keras.layers.TimeDistributed):
             outer = parents[-1]
-        if outer not in self:
+        if id(outer) not in self._calls:
             around = [p for p in parents if inner_function(p) is None]
             visible = self.root is not None and around
             return None if visible and all(map(is_of_keras, around)) else "?"
@@ -75,9 +75,6 @@ class Graph:
         if not consumers or len(normalizations) + len(hidden) < len(consumers):
             return None
         return "?" if hidden else normalizations[0].name
-
-    def __contains__(self, layer):
-        return id(layer) in self._calls
 
     def _add(self, function, seen):
         if id(function) in seen:

@@ -50,6 +50,11 @@ class Kernel:
         return self.variable.regularizer
 
     @property
+    def chain(self) -> tuple[keras.Layer, ...]:
+        """The layers around the kernel, outermost first, with its own."""
+        return (*self.parents, self.layer)
+
+    @property
     def is_bare_gamma(self) -> bool:
         """Whether it is a gamma without `WEISSI`, which is included only if named."""
         return self.kind == "gamma" and not isinstance(self.regularizer, WEISSI)

@@ -26,9 +26,6 @@ Regularizers: TypeAlias = (
     | Callable[[keras.Layer], str | keras.regularizers.Regularizer | None]
 )
 
-# Closeness of a kernel's own name. Exceeds that of any layer's name.
-_OWN_NAME = 10**6
-
 
 def select_kernels(candidates, layers, argument="layers"):
     """Narrows a list of kernels down to those of the layers asked for.
@@ -49,14 +46,13 @@ def select_kernels(candidates, layers, argument="layers"):
             stands for several layers.
     """
     if names := names_in(layers):
-        keys = {key for name in names for key in resolve(name, candidates, argument)}
-        return [kernel for kernel in candidates if kernel.name in keys]
+        found = [resolve(name, candidates, argument)[0] for name in names]
+        chosen_names = {kernel.name for kernels in found for kernel in kernels}
+        return [kernel for kernel in candidates if kernel.name in chosen_names]
     candidates = [kernel for kernel in candidates if not kernel.is_bare_gamma]
     if classes := _classes_in(layers):
         chosen = [
-            kernel
-            for kernel in candidates
-            if any(isinstance(p, classes) for p in (*kernel.parents, kernel.layer))
+            k for k in candidates if any(isinstance(part, classes) for part in k.chain)
         ]
         expected = "classes of layers with a kernel"
     else:
@@ -70,9 +66,9 @@ def select_kernels(candidates, layers, argument="layers"):
 def resolve(name, candidates, argument):
     """Finds the kernels that a name stands for.
 
-    The first of these that exists: the kernel of this name; the kernels of the layer
-    or nested model of this path, such as `"backbone/block"`; those of the layer of this
-    name, at any depth. Gammas only if their own layer is named.
+    The first of these that exists: the kernels of the layer or nested model of this
+    path, such as `"backbone/block"`; the kernel of this name; the kernels of the only
+    layer of this name, at any depth. Gammas only if their own layer is named.
 
     Args:
         name: str, or the `keras.Layer` itself.
@@ -80,30 +76,32 @@ def resolve(name, candidates, argument):
         argument: str, what the caller calls the names.
 
     Returns:
-        Dict from the names of kernels to ints: how close `name` is to each.
+        Pair of a list of `Kernel`, and of an int: how many layers deep the name leads,
+        the more specific the larger.
 
     Raises:
         ValueError: If there is none, or if several layers have this name.
     """
-    own = [kernel.name for kernel in candidates if kernel.name == name]
-    if own:
-        return {own[0]: _OWN_NAME}
-    chains = [(kernel, (*kernel.parents, kernel.layer)) for kernel in candidates]
+    for kernel in candidates:
+        if kernel.name == name and _path(kernel.chain) == name:
+            return resolve(kernel.layer, candidates, argument)
+        if kernel.name == name:
+            return [kernel], len(kernel.chain) + 1
     for is_meant in (
         lambda chain: chain[-1] is name,
         lambda chain: _path(chain) == name,
         lambda chain: chain[-1].name == name,
     ):
         found = [
-            (kernel, chain[:depth])
-            for kernel, chain in chains
-            for depth in range(1, len(chain) + 1)
-            if is_meant(chain[:depth])
-            and not (kernel.is_bare_gamma and depth < len(chain))
+            (kernel, kernel.chain[:depth])
+            for kernel in candidates
+            for depth in range(1, len(kernel.chain) + 1)
+            if is_meant(kernel.chain[:depth])
+            and not (kernel.is_bare_gamma and depth < len(kernel.chain))
         ]
         meant = {id(chain[-1]): chain for _, chain in found}
         if len(meant) == 1:
-            return {kernel.name: len(chain) for kernel, chain in found}
+            return [kernel for kernel, _ in found], len(found[0][1])
         if meant:
             options = list(dict.fromkeys(map(_path, meant.values())))
             if len(options) < len(meant):
@@ -113,11 +111,11 @@ def resolve(name, candidates, argument):
                 f"such as {' or '.join(map(repr, options))}. Received: {name!r}, which "
                 f"matches {len(meant)} layers"
             )
-    known = {k.name for k in candidates} | {k.layer.name for k in candidates}
-    near = difflib.get_close_matches(str(name), sorted(known), n=3, cutoff=0)
+    known = [kernel.name for kernel in candidates]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0)
     raise ValueError(
-        f"Invalid value for argument `{argument}`. Expected names of layers that "
-        f"have a kernel, such as {near}. Received: {name!r}"
+        f"Invalid value for argument `{argument}`. Expected names of layers (or of "
+        f"nested models) that have a kernel, such as {near}. Received: {name!r}"
     )
 
 
@@ -142,38 +140,42 @@ def validate_selection(layers):
         raise invalid("layers", expected, layers)
 
 
-def regularizers_by_kernel(regularizer, candidates):
+def regularizers_by_kernel(regularizer, candidates, selected=()):
     """Tells which regularizer is asked for, for each kernel.
 
     Args:
         regularizer: What `regularize` takes.
         candidates: List of `Kernel`, as from `kernels_and_gammas`.
+        selected: Collection of str, the names of the kernels that `layers` selects. A
+            function is called for a gamma only if it is one of them.
 
     Returns:
-        Dict from the names of kernels to regularizers or `None`. If several names
-        match a kernel, the most specific one wins.
+        Dict from the names of kernels to regularizers or `None`. If several names in
+        a dict match a kernel, the most specific one wins.
 
     Raises:
-        ValueError: If `regularizer` is invalid.
+        ValueError: If `regularizer` is invalid, or if two equally specific names match
+            a kernel.
     """
     if isinstance(regularizer, dict):
-        if not regularizer:
-            raise ValueError(
-                "Invalid value for argument `regularizer`. Expected at least one layer "
-                "in the dict. Received: {}"
-            )
-        if not all(isinstance(name, str) for name in regularizer):
-            raise ValueError(
-                "Invalid value for argument `regularizer`. Expected the keys of the "
-                f"dict to be names of layers. Received: keys {list(regularizer)}"
-            )
+        if not (regularizer and all(isinstance(name, str) for name in regularizer)):
+            expected = "a dict from names to regularizers, with at least one layer"
+            raise invalid("regularizer", expected, regularizer)
         wanted: dict = {}
-        closest: dict[str, int] = {}
+        chosen_by: dict[str, tuple[int, str]] = {}
         for name, value in regularizer.items():
             value = _as_regularizer(value, f"regularizer[{name!r}]")
-            for kernel, closeness in resolve(name, candidates, "regularizer").items():
-                if closeness > closest.get(kernel, 0):
-                    wanted[kernel], closest[kernel] = value, closeness
+            kernels, depth = resolve(name, candidates, "regularizer")
+            for kernel in kernels:
+                other_depth, other = chosen_by.get(kernel.name, (0, ""))
+                if depth == other_depth:
+                    raise ValueError(
+                        "Invalid value for argument `regularizer`. Expected one "
+                        f"regularizer per kernel. Received: two for {kernel.name!r}, "
+                        f"by {other!r} and {name!r}"
+                    )
+                if depth > other_depth:
+                    wanted[kernel.name], chosen_by[kernel.name] = value, (depth, name)
         return wanted
     if isinstance(regularizer, (str, keras.regularizers.Regularizer)):
         value = _as_regularizer(regularizer, "regularizer")
@@ -186,7 +188,7 @@ def regularizers_by_kernel(regularizer, candidates):
                 or_none=True,
             )
             for kernel in candidates
-            if not kernel.is_bare_gamma
+            if not kernel.is_bare_gamma or kernel.name in selected
         }
     expected = (
         "a keras.regularizers.Regularizer, such as WEISSI(0.01), a dict of them by "
@@ -222,10 +224,11 @@ def _as_regularizer(value, name, or_none=False):
         try:
             value = keras.regularizers.get(value)
         except ValueError as error:
-            expected = "a regularizer, or the name of one of Keras's own"
+            expected = "WEISSI(0.01), or the name of one of Keras's own regularizers"
             raise invalid(name, expected, value) from error
     if not isinstance(value, keras.regularizers.Regularizer):
-        raise invalid(name, "a keras.regularizers.Regularizer", value)
+        expected = "a keras.regularizers.Regularizer, such as WEISSI(0.01)"
+        raise invalid(name, expected, value)
     try:
         value.get_config()
     except NotImplementedError as error:

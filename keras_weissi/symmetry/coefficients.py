@@ -11,7 +11,7 @@ from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import Kernel, kernels_and_gammas
 from keras_weissi.symmetry.find_groups import scale_groups
-from keras_weissi.symmetry.groups import solver_edges, solver_nodes
+from keras_weissi.symmetry.groups import solver_graph
 from keras_weissi.symmetry.solvers import GROUND, nearest_flow
 
 
@@ -144,11 +144,12 @@ def find_shares(model, graph, include_normalized, replace=False):
     left_out = [why(edge.kernel) for edge in edges]
     chosen = np.array([why is None for why in left_out], bool)
     plain = chosen & ~np.array([edge.is_gamma for edge in edges], bool)
+    offsets = {id(variable) for edge in edges for variable in edge.shifts}
     reasons = _unbalanced(groups, chosen, plain)
     if reasons:
         # A gamma that feeds something pinned cannot absorb any scale.
         fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
-        count, sources, targets = solver_edges(groups)
+        _, count, sources, targets = solver_graph(groups)
         flow = nearest_flow(count, sources, targets, plain | (chosen & fed))
     else:
         flow = plain.astype("float64")
@@ -165,6 +166,9 @@ def find_shares(model, graph, include_normalized, replace=False):
                 )
         elif kernel.is_bare_gamma:
             continue
+        elif id(kernel.variable) in offsets:
+            why_not, coefficient = LeftOut(Reason.OFFSET), 0.0
+            reasons.insert(0, f"{kernel.name!r} is scaled by all the factors before it")
         else:
             why_not = why(kernel)
             coefficient = 1.0 if why_not is None else 0.0
@@ -190,10 +194,10 @@ def _unbalanced(groups, chosen, plain):
         chosen: bool array, one element per edge: those that may be penalized.
         plain: bool array, likewise: those that plain `WEISSI` penalizes.
     """
-    _, sources, targets = solver_edges(groups)
+    nodes, _, sources, targets = solver_graph(groups)
     names = [repr(edge.kernel.name) for edge in groups.edges]
     reasons = []
-    for node, group in zip(solver_nodes(groups), groups.groups, strict=True):
+    for node, group in zip(nodes, groups.groups, strict=True):
         if node == GROUND:
             continue
         enters = (targets == node) & (sources != node)

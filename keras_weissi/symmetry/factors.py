@@ -28,10 +28,9 @@ def factors_by_edge(factors, groups, candidates):
         number = as_number(factor)
         if number is None or not 0.0 < number < math.inf:
             raise invalid(f"factors[{name!r}]", "a finite float above 0", factor)
-        kernels = resolve(name, candidates, "factors")
-        matches = [edge_of[kernel] for kernel in kernels if kernel in edge_of]
-        layers = {id(groups.edges[i].kernel.layer) for i in matches}
-        if len(layers) != 1 or len(matches) < len(kernels):
+        kernels, _ = resolve(name, candidates, "factors")
+        matches = [edge_of[k.name] for k in kernels if k.name in edge_of]
+        if not matches or len({id(kernel.layer) for kernel in kernels}) > 1:
             near = difflib.get_close_matches(str(name), list(edge_of), n=3, cutoff=0)
             raise ValueError(
                 "Invalid value for argument `factors`. Expected the name of one layer "

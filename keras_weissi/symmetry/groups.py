@@ -120,23 +120,16 @@ def _shortened(names):
     return f"{', '.join(names[:2])}, … {names[-1]} ({len(names)} in all)"
 
 
-def solver_nodes(groups):
-    """Returns the node of each group in the graph of `solvers`.
-
-    Free groups have numbers from 1 on; all that is pinned is one node, `GROUND`.
-    """
-    free = itertools.count(GROUND + 1)
-    return [next(free) if group.free else GROUND for group in groups.groups]
-
-
-def solver_edges(groups):
-    """Returns the edges between the nodes, as the functions of `solvers` take them.
+def solver_graph(groups):
+    """Describes the groups as the graph that the functions of `solvers` take.
 
     Returns:
-        Tuple of the number of nodes and of two int arrays, the nodes that the edges
-        come from, and those that they lead to.
+        Tuple of a list of ints, the node of each group (`GROUND` for pinned ones); of
+        the number of nodes; and of two int arrays, the nodes that the edges come from,
+        and those that they lead to.
     """
-    nodes = solver_nodes(groups)
+    free = itertools.count(GROUND + 1)
+    nodes = [next(free) if group.free else GROUND for group in groups.groups]
     sources = np.array([nodes[edge.source] for edge in groups.edges], "int64")
     targets = np.array([nodes[edge.target] for edge in groups.edges], "int64")
-    return max(nodes, default=GROUND) + 1, sources, targets
+    return nodes, max(nodes, default=GROUND) + 1, sources, targets

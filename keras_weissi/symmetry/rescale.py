@@ -12,7 +12,7 @@ from keras_weissi.model.kernels import host_norm, kernels_and_gammas
 from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
-from keras_weissi.symmetry.groups import solver_edges, solver_nodes
+from keras_weissi.symmetry.groups import solver_graph
 from keras_weissi.symmetry.optimizer_state import optimizer_of
 from keras_weissi.symmetry.solvers import GROUND, balanced_log_scales
 
@@ -153,7 +153,7 @@ def balance(model, groups, optimizer=True):
                 "Invalid value for argument `model`. Expected kernels of finite norm. "
                 f"Received: model={model.name!r}, {edge.kernel.name!r} of norm {norm}"
             )
-    count, sources, targets = solver_edges(groups)
+    nodes, count, sources, targets = solver_graph(groups)
     with np.errstate(divide="ignore"):
         log_norms = np.log(np.array(norms))
     logs, held = balanced_log_scales(count, sources, targets, log_norms)
@@ -166,7 +166,7 @@ def balance(model, groups, optimizer=True):
     with np.errstate(over="ignore", under="ignore"):
         by_edge = dict(enumerate(np.exp(changes).tolist()))
         factors = np.exp(logs).tolist()
-    scales = [factors[node] for node in solver_nodes(groups)]
+    scales = [factors[node] for node in nodes]
     notes = {}
     for i in range(len(groups.edges)):
         if norms[i] == 0.0:
@@ -176,42 +176,40 @@ def balance(model, groups, optimizer=True):
             notes[i] = "between pinned groups" if is_pinned else "in a single group"
         elif held[sources[i]] and held[targets[i]]:
             notes[i] = "a kernel of norm 0 stands in the way"
-    return _apply(model, groups, by_edge, scales, notes, optimizer, norms)
+    return _apply(model, groups, by_edge, scales, notes, optimizer)
 
 
-def _apply(model, groups, by_edge, scales, notes, optimizer, norms=None):
+def _apply(model, groups, by_edge, scales, notes, optimizer):
     """Rescales the weights and returns the report.
 
-    Args:
-        model: The `keras.Model`.
-        groups: Its `ScaleGroups`.
-        by_edge: Dict from the number of an edge to the factor of its kernel.
-        scales: List of the factors of the groups.
-        notes: Dict from the number of an edge to what the report says of it.
-        optimizer: As for `balance_scales`.
-        norms: List of the norms of the kernels, if they are known.
+    `by_edge` and `notes` are dicts from the numbers of edges to the factors of their
+    kernels and to what the report says of them; `scales` has the factor of each group.
     """
     factors = []
     for i, edge in enumerate(groups.edges):
         dtype = edge.kernel.layer.compute_dtype
         factors.append((edge.kernel.variable, by_edge.get(i, 1.0), dtype))
         factors += [(shift, scales[edge.target], dtype) for shift in edge.shifts]
-    if norms is None:
-        norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
-    multiply_all(factors, optimizer_of(model, optimizer))
+    factor_of = {id(variable): factor for variable, factor, _ in factors}
     index_of = {id(edge.kernel.variable): i for i, edge in enumerate(groups.edges)}
+    listed = [
+        kernel
+        for kernel in kernels_and_gammas(model)
+        if kernel.counts() or id(kernel.variable) in index_of
+    ]
+    before = [host_norm(kernel.variable) for kernel in listed]
+    multiply_all(factors, optimizer_of(model, optimizer))
     rows = []
-    for kernel in kernels_and_gammas(model):
+    for kernel, norm in zip(listed, before, strict=True):
         index = index_of.get(id(kernel.variable))
-        if index is not None:
-            norm, factor = norms[index], by_edge.get(index, 1.0)
-            remarks = ["gamma"] if kernel.kind == "gamma" else []
-            remarks += [notes[index]] if index in notes else []
-        elif kernel.counts() and not kernel.is_bare_gamma:
-            norm, factor = host_norm(kernel.variable), 1.0
-            remarks = ["no scale can be shifted through its layer"]
-        else:
-            continue
+        factor = factor_of.get(id(kernel.variable), 1.0)
+        remarks = ["gamma"] if kernel.kind == "gamma" else []
+        if index in notes:
+            remarks.append(notes[index])
+        elif index is None and id(kernel.variable) in factor_of:
+            remarks.append("scaled by all the factors before it")
+        elif index is None:
+            remarks.append("no scale can be shifted through its layer")
         rows.append(
             RescalingRow(
                 kernel.name,

@@ -277,7 +277,7 @@ def test_a_function_and_a_dict_choose_by_layer():
         (dict(regularizer={}), "at least one layer"),
         (dict(regularizer=WEISSI), r"such as WEISSI\(0.01\)"),
         (dict(regularizer=0.01), r"such as WEISSI\(0.01\)"),
-        (dict(regularizer={1: R}), r"Received: keys \[1\]"),
+        (dict(regularizer={1: R}), r"a dict from names .*Received: regularizer=\{1: "),
         (dict(regularizer=keras.regularizers.Regularizer()), "`get_config`"),
     ],
 )
@@ -530,6 +530,20 @@ def test_the_penalty_on_the_factors_of_lora_is_named():
         regularize(model, R)
 
 
+def test_a_function_is_asked_for_a_gamma_that_is_named():
+    model = sequential(
+        layers.Dense(4, name="d"), layers.BatchNormalization(name="bn"), shape=(4,)
+    )
+    report = regularize(model, lambda layer: WEISSI(0.3), layers=["bn"])
+    assert [row.name for row in report if row.changed] == ["bn"]
+    assert model.get_layer("bn").gamma_regularizer.log_norm == 0.3
+    deregularize(model)
+    asked = []
+    with pytest.warns(UserWarning, match="on 0 of 1 kernels"):
+        regularize(model, asked.append, layers=["d"])
+    assert [layer.name for layer in asked] == ["d"]
+
+
 def test_what_is_refused_and_what_is_not_saved_are_both_named():
     inputs = keras.Input((4,))
     x = layers.Dense(4, kernel_regularizer="l2", name="refused")(inputs)
@@ -546,7 +560,8 @@ def test_what_is_refused_and_what_is_not_saved_are_both_named():
 def test_nothing_to_regularize_is_said_aloud():
     model = sequential(layers.Dense(2), layers.BatchNormalization(), shape=(4,))
     with pytest.warns(
-        UserWarning, match="regularize changed 0 of 1 kernels: .*normalized"
+        UserWarning,
+        match="regularize put a regularizer on 0 of 1 kernels: .*normalized",
     ):
         report = regularize(model, R)
     assert not report[0].changed and not model.losses
@@ -736,7 +751,7 @@ def test_a_graph_inside_a_subclassed_model_is_seen():
 
     model = Outer()
     model(X)
-    with pytest.warns(UserWarning, match="changed 0 of 1 kernels"):
+    with pytest.warns(UserWarning, match="on 0 of 1 kernels"):
         report = regularize(model, R)
     assert report[0].note == "normalized by bn"
 

@@ -623,6 +623,9 @@ def test_a_state_that_is_not_a_number_is_recorded_once():
         ("dense", ["dense"]),  # not the one inside
         ("inner", ["inner/dense"]),
         (["bn", "emb"], ["emb", "bn"]),
+        # Only a name stands for an embedding or a gamma.
+        (lambda layer: True, ["dense", "inner/dense", "out"]),
+        (layers.Layer, ["dense", "inner/dense", "out"]),
     ],
 )
 def test_names_mean_what_they_mean_to_regularize(named, expected):
@@ -646,7 +649,7 @@ def test_names_mean_what_they_mean_to_regularize(named, expected):
     assert [k for k in history if k.startswith("norm/")] == [
         f"norm/{name}" for name in expected
     ]
-    if named is not None:
+    if isinstance(named, (str, list)):
         report = regularize(model, WEISSI(), layers=named, include_normalized=True)
         assert [row.name for row in report if row.changed] == expected
 

@@ -26,7 +26,9 @@ def no_loss(y, prediction):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:regularize changed 0 of")  # all are normalized
+@pytest.mark.filterwarnings(
+    "ignore:regularize put a regularizer on 0 of"
+)  # all are normalized
 @pytest.mark.parametrize("name", NAMES)
 def test_applications(name, tmp_path):
     model = build(name)

@@ -74,9 +74,13 @@ if kind == "ddp":
 else:
     model.compile(keras.optimizers.SGD(0.05), "mse")
     model.fit(x, y, 16, 3, shuffle=False, verbose=2, callbacks=callbacks)
-values["record"] = logger.record
+values["record"] = list(logger.record)
 values["table"] = [row.norm for row in norm_table(model, print_fn=None)]
 values["balanced"] = [row.after for row in balance_scales(model)]
+if kind != "ddp":
+    model.fit(
+        x, y, 16, 5, shuffle=False, verbose=0, callbacks=[logger], initial_epoch=3)
+    values["again"] = [(row["epoch"], row["step"]) for row in logger.record[13:]]
 print("\\nvalues:", values)
 """
 KINDS = {"jax": ["data", "model"], "torch": ["ddp"], "tensorflow": []}[BACKEND]
@@ -132,6 +136,10 @@ def test_two_processes_log_once_what_one_would(kind, tmp_path):
             assert values[key] == pytest.approx(expected[key], rel=1e-5)
         for row, other in zip(values["record"], expected["record"], strict=True):
             assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
+        if kind != "ddp":
+            steps = [12, 13, 14, 15, 16, 17, 18, 19, 20]
+            epochs = [3, 3, 3, 3, 4, 4, 4, 4, 5]
+            assert values["again"] == list(zip(epochs, steps, strict=True))
     # CSVLogger knows of no other process. Each writes a file, in a folder of its own.
     for rank, output in enumerate((first, second)):
         folder = tmp_path / "two" / str(rank)

@@ -113,19 +113,70 @@ def test_a_name_means_the_same_to_every_function(ambiguous, name, expected):
         assert shifted() == expected
 
 
-def test_the_name_of_a_kernel_is_that_kernel_alone():
+class Nest(layers.Layer):
+    """Has a kernel of its own, and layers inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inside = layers.Dense(4, name="inside")
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(4, 4), name="kernel")
+        self.inside.build(shape)
+
+    def call(self, x):
+        return self.inside(x) @ self.kernel
+
+
+def test_a_layer_means_the_same_by_its_name_and_by_itself():
     model = block(
         "model",
         layers.Dense(4, name="d", bias_regularizer=WEISSI()),
+        Nest(name="nest"),
         layers.Reshape((2, 2)),
         layers.SeparableConv1D(2, 1, name="sep"),
     )
     found = kernels_and_gammas(model)
     both = ["sep/depthwise_kernel", "sep/pointwise_kernel"]
-    assert [kernel.name for kernel in found] == ["d", "d/bias", *both]
-    for name, expected in (("d", ["d"]), ("sep", both), (both[1], [both[1]])):
-        chosen = select_kernels(found, name)
-        assert [kernel.name for kernel in chosen] == expected
+    nest = ["nest", "nest/inside"]
+    assert [kernel.name for kernel in found] == ["d", "d/bias", *nest, *both]
+    for name, expected in (("d", ["d", "d/bias"]), ("nest", nest), ("sep", both)):
+        for meant in (name, model.get_layer(name)):
+            chosen = select_kernels(found, meant)
+            assert [kernel.name for kernel in chosen] == expected
+    for name in ("d/bias", "nest/inside", both[1]):
+        assert [kernel.name for kernel in select_kernels(found, name)] == [name]
+    with pytest.warns(UserWarning, match="may not be saved: 'nest'"):
+        report = regularize(model, {"nest": WEISSI(0.2), "nest/inside": WEISSI(0.3)})
+    strengths = {row.name: row.regularizer.log_norm for row in report if row.changed}
+    assert strengths == {"nest": 0.2, "nest/inside": 0.3}
+    shift = factors_by_edge({"d": 2.0}, scale_groups(model), found)
+    assert list(shift.values()) == [2.0]
+
+
+class Twins(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.stack = [layers.Dense(4, name="same"), layers.Dense(4, name="same")]
+
+    def call(self, x):
+        return self.stack[1](self.stack[0](x))
+
+
+def test_layers_of_one_name_are_named_by_their_kernels():
+    model = Twins()
+    model(np.ones((1, 4), "float32"))
+    found = kernels_and_gammas(model)
+    for name in ("same", "same_1"):
+        assert [kernel.name for kernel in select_kernels(found, name)] == [name]
+
+
+def test_two_names_of_one_kernel_are_refused(ambiguous):
+    gru = block("model", layers.Reshape((2, 2)), layers.GRU(3, name="g"))
+    for names in (("g/gru_cell", "gru_cell"), ("gru_cell", "g/gru_cell")):
+        with pytest.raises(ValueError, match="two for 'g/gru_cell/kernel', by 'g"):
+            regularize(gru, {name: WEISSI() for name in names})
+    assert not gru.losses
 
 
 def test_a_layer_stands_for_itself(ambiguous):

@@ -271,7 +271,9 @@ def test_where_no_kernel_is_penalized():
     c = invariant_coefficients(model)
     assert c.coefficients == {}
     assert "0 of 3 kernels are penalized: there is nothing" in c.statement
-    with pytest.raises(ValueError, match="one layer in the dict. Received: {}$"):
+    with pytest.raises(
+        ValueError, match="at least one layer. Received: regularizer={}$"
+    ):
         regularize(model, scaled(1.0, c))
 
 
@@ -406,7 +408,9 @@ def test_invariant_says_what_it_does_and_keeps_the_rest_of_the_regularizer():
     for name, coefficient in c.coefficients.items():
         config = by_name[name].regularizer.get_config()
         assert config["log_norm"] == pytest.approx(0.1 * coefficient)
-        assert (config["direction_l1"], config["min_norm"]) == (0.02, 0.3)
+        # The direction of a gamma is not penalized: only its norm takes up scale.
+        direction = 0.0 if name == "bn0" else 0.02
+        assert (config["direction_l1"], config["min_norm"]) == (direction, 0.3)
         assert f"coefficient {coefficient:.4g}" in by_name[name].note
     assert by_name["bn0"].changed
     assert by_name["b0"].note == "normalized by bn0" and not by_name["b0"].changed
@@ -444,3 +448,98 @@ def test_coefficients_can_be_copied(twin_of):
     twin = twin_of(c)
     assert type(twin) is type(c) and twin.coefficients == c.coefficients
     assert str(twin) == str(c) and twin.plain_is_invariant is False
+
+
+def with_penalized_bias(kind):
+    weissi = {"bias_regularizer": WEISSI(0.2, min_norm=1e-6)}
+    first = layers.Dense(4, "relu", name="a", bias_initializer="ones", **weissi)
+    if kind == "bias":
+        return keras.Sequential(
+            [keras.Input((4,)), first, dense("b"), dense("c", None)]
+        )
+    beta = {"beta_regularizer": WEISSI(0.2, min_norm=1e-6), "beta_initializer": "ones"}
+    norm = layers.LayerNormalization(name="ln", **beta)
+    return keras.Sequential([keras.Input((4,)), norm, dense("b"), dense("c", None)])
+
+
+@pytest.mark.parametrize(("kind", "name"), [("bias", "a/bias"), ("beta", "ln/beta")])
+def test_a_penalty_on_what_is_added_is_not_invariant(kind, name):
+    model = with_penalized_bias(kind)
+    networks.randomize(model)
+    c = invariant_coefficients(model)
+    assert not c.plain_is_invariant and of(c)[name] == 0.0
+    assert f"{name!r} is scaled by all the factors before it" in c.statement
+    report = put(model, 0.1)
+    (row,) = [row for row in report if row.name == name]
+    assert row.changed and row.regularizer is None
+    before, factors = penalty_of(model), networks.random_factors(model, 0)
+    shift_scales(model, factors)
+    assert penalty_of(model) == pytest.approx(before, abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["lora", "int8"])
+def test_invariant_leaves_a_kernel_that_it_cannot_take_as_it_was(how):
+    stack = [dense("a"), dense("b"), dense("c", None)]
+    model = keras.Sequential([keras.Input((4,)), *stack])
+    regularize(model, WEISSI(0.1))
+    layer = model.get_layer("b")
+    layer.enable_lora(2) if how == "lora" else layer.quantize("int8")
+    before = layer.kernel_regularizer
+    with pytest.warns(UserWarning, match="skipped 1 of 3 kernels: 'b'"):
+        report = put(model, 0.2)
+    row = report[1]
+    assert row.name == "b" and not row.changed and "removed" not in row.note
+    assert layer.kernel_regularizer is before
+
+
+def test_invariant_names_the_kernels_that_get_nothing():
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), dense("c")])
+    regularize(model, {"a": keras.regularizers.L2(0.1)})
+    with pytest.warns(UserWarning) as caught:
+        report = put(model, 0.1)
+    assert not any(row.changed for row in report)
+    texts = [str(w.message) for w in caught if w.category is UserWarning]
+    assert any("skipped 1 of 3 kernels: 'a'" in text for text in texts)
+    assert any("on 0 of 3 kernels: 'b'" in text for text in texts)
+    # With `replace`, the L2 gives way, and all get a coefficient.
+    report = regularize(model, WEISSI(0.1), invariant=True, replace=True)
+    assert [row.regularizer.log_norm for row in report] == [0.1] * 3
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled(WEISSI):
+    def __init__(self, strength=0.1):
+        super().__init__(strength)
+
+    def get_config(self):
+        return {"strength": self.log_norm}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Tagged(WEISSI):
+    def __init__(self, tag="", **kwargs):
+        super().__init__(**kwargs)
+        self.tag = tag
+
+    def get_config(self):
+        return {**super().get_config(), "tag": self.tag}
+
+
+def test_invariant_keeps_a_subclass_or_refuses_it():
+    model = residual(projection=True, blocks=1)
+    report = regularize(model, Tagged("mine", log_norm=0.1), invariant=True)
+    assert {row.regularizer.tag for row in report if row.changed} == {"mine"}
+    deregularize(model)
+    with pytest.raises(ValueError, match="argument `regularizer`. Expected a WEISSI"):
+        regularize(model, Scaled(0.1), invariant=True)
+    assert not model.losses
+
+
+def test_invariant_with_attention():
+    x = inputs = keras.Input((5, 8))
+    x = layers.MultiHeadAttention(2, 4, name="mha")(x, x)
+    model = keras.Model(inputs, layers.Dense(2, name="last")(x))
+    report = put(model, 0.1)
+    assert [row.regularizer.log_norm for row in report if row.changed] == [0.1] * 5
+    twin = keras.models.clone_model(model)
+    assert len(twin.losses) == len(model.losses) == 5
