@@ -70,9 +70,9 @@ def regularize(
     warning lists those that the call asked for. A normalization layer that is named
     gets the regularizer on its gamma, the weight that scales its output.
 
-    A name is looked up as the name of a kernel in the report, then as the path of a
-    layer or nested model, such as `"backbone/block"`, then as the name of a layer at
-    any depth, if it is unique.
+    A name is the path of a layer or nested model, such as `"backbone/block"`, or the
+    name of a kernel in the report; otherwise, of the only layer of this name at any
+    depth.
 
     Args:
         model: A built `keras.Model`, the one that is compiled and fitted.

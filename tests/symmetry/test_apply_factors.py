@@ -292,11 +292,11 @@ def test_state_that_would_overflow_is_refused_and_state_may_vanish():
 
 def test_float64_is_scaled_in_float64():
     value = np.random.default_rng(0).normal(size=(2**10, 2**10 + 1))
-    large = keras.Variable(value, dtype="float64")
-    if large.dtype != "float64" or to_numpy(large).dtype != "float64":
-        pytest.skip("JAX keeps float64 only if it is told to")
-    multiply_all([(large, 3.3, "float64")])
-    np.testing.assert_allclose(to_numpy(large), value * 3.3, rtol=1e-15)
+    with float64():
+        large = keras.Variable(value, dtype="float64")
+        multiply_all([(large, 3.3, "float64")])
+        assert to_numpy(large).dtype == "float64"
+        np.testing.assert_allclose(to_numpy(large), value * 3.3, rtol=1e-15)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
