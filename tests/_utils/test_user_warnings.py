@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from helpers import run_python
 
 from keras_weissi._utils.user_warnings import listed, warn
 
@@ -26,22 +27,40 @@ for trial in range(3):
 """
 
 
+# What is said, at which line, and how often.
+EXPECTED = (
+    ("The norm of kernel 'b' is no longer finite", "# fit", 3),
+    ("ScaleBalancer left the model as it is after epoch 1", "# fit", 3),
+    ("ScaleBalancer left the model as it is after epoch 2", "# fit", 3),
+    ("regularize skipped 1 of 2 kernels", "regularize(model", 3),
+)
+
+
 def test_every_model_is_warned_of_at_the_line_of_the_user(tmp_path):
     program = str(tmp_path / "program.py")
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         exec(compile(PROGRAM, program, "exec"), {"__name__": "__main__"})
     lines = PROGRAM.splitlines()
-    for what, at, times in (
-        ("The norm of kernel 'b' is no longer finite", "# fit", 3),
-        ("ScaleBalancer left the model as it is after epoch 1", "# fit", 3),
-        ("ScaleBalancer left the model as it is after epoch 2", "# fit", 3),
-        ("regularize skipped 1 of 2 kernels", "regularize(model", 3),
-    ):
+    for what, at, times in EXPECTED:
         told = [w for w in caught if str(w.message).startswith(what)]
         assert len(told) == times, what
         assert all(w.category is UserWarning and w.filename == program for w in told)
         assert all(at in lines[w.lineno - 1] for w in told)
+
+
+@pytest.mark.slow
+def test_the_same_with_the_filters_that_python_has_by_default(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    process = run_python(program, PYTHONWARNINGS="")
+    assert process.returncode == 0, process.stderr
+    lines = process.stderr.splitlines()
+    for what, at, times in EXPECTED:
+        told = [i for i, line in enumerate(lines) if f"UserWarning: {what}" in line]
+        assert len(told) == times, what
+        assert all(lines[i].startswith(f"{program}:") for i in told)
+        assert all(at in lines[i + 1] for i in told)
 
 
 @pytest.mark.parametrize("action", ["error", "ignore"])
