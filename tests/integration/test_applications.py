@@ -25,10 +25,9 @@ def no_loss(y, prediction):
     return 0.0 * keras.ops.mean(prediction)
 
 
+# All kernels of some are normalized.
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:regularize put a regularizer on 0 of"
-)  # all are normalized
+@pytest.mark.filterwarnings("ignore:regularize put a regularizer on 0 of")
 @pytest.mark.parametrize("name", NAMES)
 def test_applications(name, tmp_path):
     model = build(name)
