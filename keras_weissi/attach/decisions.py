@@ -52,7 +52,7 @@ def decide(model, regularizer, layers, include_normalized, replace):
         validate_selection(layers)
         asked_for = {kernel.name for kernel in select_kernels(found, layers)}
     wanted = regularizers_by_kernel(regularizer, found, asked_for or ())
-    by_name = asked_for is not None or isinstance(regularizer, dict)
+    explicit = asked_for is not None or isinstance(regularizer, dict)
     named = {*(asked_for or ()), *(wanted if isinstance(regularizer, dict) else ())}
     decisions = []
     for kernel in found:
@@ -66,9 +66,9 @@ def decide(model, regularizer, layers, include_normalized, replace):
         else:
             normalization = graph.normalization_of(kernel.layer, kernel.parents)
             left_out = why_left_out(
-                kernel, normalization, include_normalized, replace, by_name
+                kernel, normalization, include_normalized, replace, explicit
             )
-            is_refused = left_out is not None and (by_name or not left_out.by_default)
+            is_refused = left_out is not None and (explicit or not left_out.by_default)
         is_change = left_out is None
         gets = wanted[kernel.name] if is_change else kernel.regularizer
         decisions.append(Decision(kernel, gets, is_change, left_out, is_refused))

@@ -52,7 +52,7 @@ class LeftOut:
 
 
 def why_left_out(
-    kernel, normalization, include_normalized, replace=False, by_name=False
+    kernel, normalization, include_normalized, replace=False, explicit=False
 ):
     """Tells why `regularize` leaves a kernel as it is.
 
@@ -61,7 +61,7 @@ def why_left_out(
         normalization: What `Graph.normalization_of` says of it.
         include_normalized: bool, as for `regularize`.
         replace: bool, as for `regularize`.
-        by_name: bool. Whether the call selects kernels: by `layers`, or by a dict.
+        explicit: bool. Whether the call selects kernels: by `layers`, or by a dict.
 
     Returns:
         `LeftOut`, or `None` if it is not left out.
@@ -78,7 +78,7 @@ def why_left_out(
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None or not keras.backend.is_float_dtype(kernel.variable.dtype):
         return LeftOut(Reason.QUANTIZED, mode or kernel.variable.dtype)
-    if kernel.kind == "embedding" and not by_name:
+    if kernel.kind == "embedding" and not explicit:
         return LeftOut(Reason.EMBEDDING)
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
