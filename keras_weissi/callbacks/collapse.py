@@ -77,7 +77,7 @@ def coefficient_warning(model, kernels):
         kernels: List of its `Kernel`.
 
     Returns:
-        Pair of the name of the kernel and a warning; `None` if there is no such kernel.
+        str, a warning; `None` if there is no such kernel.
     """
     last = last_kernel(model)
     kernel = next((k for k in kernels if last and k.variable is last[0]), None)
@@ -92,7 +92,7 @@ def coefficient_warning(model, kernels):
         if weissi.log_norm > limit
         else "networks have collapsed at such values, above all with wrong labels"
     )
-    return kernel.name, (
+    return (
         f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
         f"{weissi.log_norm / limit:.0%} of {limit:.3g}, the largest value at which its "
         f"norm can stay above its floor, min_norm={weissi.min_norm:g}, with the "
@@ -110,11 +110,11 @@ def kernels_at_floor(kernels, norms):
         norms: List of their norms.
 
     Returns:
-        List of pairs: the name of a kernel, and a part of a sentence about it.
+        List of pairs: a kernel's name and floor, and a part of a sentence about it.
     """
     return [
         (
-            kernel.name,
+            (kernel.name, kernel.regularizer.min_norm),
             f"that of {kernel.name!r} is {norm:.3g}, not above "
             f"min_norm={kernel.regularizer.min_norm:g}",
         )
