@@ -806,3 +806,11 @@ def test_a_weissi_before_a_normalization_is_warned_of_once():
             model.fit(x, x, epochs=2, verbose=0, callbacks=[logger])
     (message,) = [str(w.message) for w in caught]
     assert "that of 'first' is normalized away by 'bn'. There" in message
+
+
+def test_a_file_is_no_layer_and_the_error_says_what_writes_one():
+    with pytest.raises(ValueError, match=r"`layers`.*CSVLogger\('norms.csv'\) after"):
+        fit(make_model(), NormLogger("norms.csv"))
+    with pytest.raises(ValueError) as error:
+        fit(make_model(), NormLogger("norms"))
+    assert "CSVLogger" not in str(error.value)
