@@ -19,7 +19,6 @@ from keras_weissi._utils.backend import (
     between,
     log,
     relu,
-    rsub,
     sqrt,
     sum_of_absolutes,
     sum_of_squares,
@@ -141,7 +140,7 @@ class WEISSI(keras.regularizers.Regularizer):
         floored = between(square, floor, largest)
         terms = []
         if self.log_norm:
-            decay = relu(rsub(square * (1.0 / floor), 1.0))
+            decay = relu(1.0 - square * (1.0 / floor))
             terms.append((log(floored) - decay) * (0.5 * self.log_norm))
         if self.direction_l1:
             ratio = absolute / sqrt(floored)

@@ -338,9 +338,10 @@ def test_a_batch_of_unknown_size_has_a_penalty(weissi, rows):
     model(x)
     outputs = to_numpy(dense(x))
     expected = float(to_numpy(weissi(outputs)))
-    assert to_numpy(sum(model.losses)) == pytest.approx(
-        expected + expected / rows, rel=1e-5
-    )
+    first, second = sorted(float(to_numpy(loss)) for loss in model.losses)
+    # Keras divides the first by the size of the batch, from 3.9 on.
+    assert first == pytest.approx(expected / rows, rel=1e-5) or first == second
+    assert second == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_subclass_prints_its_own_name_and_arguments():

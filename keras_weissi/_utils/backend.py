@@ -56,13 +56,9 @@ def frobenius_norm(x):
 if keras.backend.backend() == "torch":
     # Keras's functions cost several calls each, and the time of a small kernel's
     # penalty is that of the calls.
-    from torch import clamp, log, relu, rsub, sqrt
+    from torch import clamp, log, relu, sqrt
 else:
     log, relu, sqrt = ops.log, ops.relu, ops.sqrt
-
-    def rsub(x, y):
-        """Returns `y - x`."""
-        return y - x
 
 
 def between(x, low, high):

@@ -126,7 +126,9 @@ class NormWatcher:
             and kernel.regularizer.log_norm
             and kernel.variable.trainable
         ]
-        graph = Graph(model) if carriers else None
+        if not carriers:
+            return
+        graph = Graph(model)
         new = []
         for kernel in carriers:
             normalization = graph.normalization_of(kernel.layer, kernel.parents)
