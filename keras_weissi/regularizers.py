@@ -127,8 +127,8 @@ class WEISSI(keras.regularizers.Regularizer):
                 the sum of the squares of its elements.
             absolute: tensor like `square`: the sum of their absolute values. Needed
                 only if `direction_l1` is not 0.
-            size: int, or tensor like `square`: the number of elements. Needed only if
-                `direction_l1` is not 0.
+            size: int, or tensor like `square`: the number of elements, or
+                `None` if it is not known.
 
         Returns:
             Tensor like `square`: the penalty of each kernel.
@@ -144,8 +144,10 @@ class WEISSI(keras.regularizers.Regularizer):
             terms.append((log(floored) - decay) * (0.5 * self.log_norm))
         if self.direction_l1:
             ratio = absolute / sqrt(floored)
-            # The bound, by Cauchy-Schwarz, is reached only where a sum overflowed.
-            terms.append(at_most(ratio, size**0.5) * self.direction_l1)
+            if size is not None:
+                # By Cauchy-Schwarz; it is reached only where a sum overflowed.
+                ratio = at_most(ratio, size**0.5)
+            terms.append(ratio * self.direction_l1)
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
     def get_config(self) -> dict[str, float]:
@@ -226,10 +228,9 @@ def dtype_of_sums(dtype):
 
 
 def _size_of(x):
-    try:
-        return math.prod(x.shape)
-    except (TypeError, ValueError):  # not known while TensorFlow traces
-        return ops.cast(ops.size(x), x.dtype)
+    # A layer may be traced with a batch of unknown size: `None`, or a symbol on JAX.
+    shape = tuple(x.shape)
+    return math.prod(shape) if all(type(n) is int for n in shape) else None
 
 
 def _validated(value, name, expected, low, high):
