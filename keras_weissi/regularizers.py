@@ -14,6 +14,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_weissi._utils.backend import (
+    at_most,
+    between,
+    log,
+    relu,
+    sqrt,
+    sum_of_absolutes,
+    sum_of_squares,
+)
 from keras_weissi._utils.validation import as_number, invalid
 
 __all__ = ["WEISSI", "largest_log_norm"]
@@ -102,10 +111,10 @@ class WEISSI(keras.regularizers.Regularizer):
             return ops.zeros((), dtype=x.dtype)
         # Only two sums are read from the kernel: a temporary of its size, such as
         # `x / norm`, would double the memory traffic of the penalty.
-        square = _sum_of_squares(x)
+        square = sum_of_squares(x)
         if not self.direction_l1:
             return self.penalty_from_sums(square)
-        return self.penalty_from_sums(square, _sum_of_absolutes(x), math.prod(x.shape))
+        return self.penalty_from_sums(square, sum_of_absolutes(x), _size_of(x))
 
     def penalty_from_sums(
         self, square: Any, absolute: Any = None, size: Any = None
@@ -117,8 +126,8 @@ class WEISSI(keras.regularizers.Regularizer):
                 the sum of the squares of its elements.
             absolute: tensor like `square`: the sum of their absolute values. Needed
                 only if `direction_l1` is not 0.
-            size: int, or array like `square`: the number of elements. Needed only if
-                `direction_l1` is not 0.
+            size: int, or tensor like `square`: the number of elements, or
+                `None` if it is not known.
 
         Returns:
             Tensor like `square`: the penalty of each kernel.
@@ -127,16 +136,18 @@ class WEISSI(keras.regularizers.Regularizer):
             return ops.zeros_like(square)
         floor = self.min_norm**2
         largest = float(np.finfo(keras.backend.standardize_dtype(square.dtype)).max)
-        floored = _bounded(square, floor, largest)
+        floored = between(square, floor, largest)
         terms = []
         if self.log_norm:
-            decay = ops.relu(1.0 - square * (1.0 / floor))
-            terms.append((ops.log(floored) - decay) * (0.5 * self.log_norm))
+            decay = relu(1.0 - square * (1.0 / floor))
+            terms.append((log(floored) - decay) * (0.5 * self.log_norm))
         if self.direction_l1:
-            ratio = _bounded(absolute, 0.0, largest) / ops.sqrt(floored)
-            # By Cauchy-Schwarz, the ratio exceeds this bound only if a sum overflowed.
-            terms.append(_bounded(ratio, 0.0, size**0.5) * self.direction_l1)
-        return sum(terms[1:], terms[0])
+            ratio = absolute / sqrt(floored)
+            if size is not None:
+                # By Cauchy-Schwarz, it exceeds this bound only if a sum overflowed.
+                ratio = at_most(ratio, size**0.5)
+            terms.append(ratio * self.direction_l1)
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
     def get_config(self) -> dict[str, float]:
         """Returns the arguments of the constructor as plain floats."""
@@ -147,8 +158,11 @@ class WEISSI(keras.regularizers.Regularizer):
         }
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={v:g}" for k, v in self.get_config().items())
-        return f"WEISSI({arguments})"
+        arguments = ", ".join(
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value!r}"
+            for key, value in self.get_config().items()
+        )
+        return f"{type(self).__name__}({arguments})"
 
 
 def largest_log_norm(classes: int) -> float:
@@ -197,14 +211,15 @@ def largest_log_norm(classes: int) -> float:
 def _as_float_tensor(x):
     x = ops.convert_to_tensor(x)
     dtype = keras.backend.standardize_dtype(x.dtype)
-    if not keras.backend.is_float_dtype(dtype):
+    of_sums = dtype_of_sums(dtype)
+    if dtype != of_sums and not keras.backend.is_float_dtype(dtype):
         raise ValueError(
             "Invalid value for argument `x`. Expected a floating-point tensor. "
             f"Received: x of dtype {dtype} and shape {tuple(x.shape)}"
         )
     # In float16, squares overflow from 256 on. On TensorFlow the cast, which copies
     # nothing if the dtype is right, also turns a variable into a tensor.
-    return ops.cast(x, dtype_of_sums(dtype))
+    return ops.cast(x, of_sums)
 
 
 def dtype_of_sums(dtype):
@@ -212,44 +227,10 @@ def dtype_of_sums(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
-def _bounded(x, low, high):
-    # Not `clip` or `minimum`: on PyTorch they round float64 bounds to float32, and JAX
-    # halves the gradient of a number that equals a bound.
-    low = ops.convert_to_tensor(low, x.dtype)
-    high = ops.convert_to_tensor(high, x.dtype)
-    return ops.where(x < low, low, ops.where(x > high, high, x))
-
-
-# The two reductions read the kernel once forward and once backward:
-#
-# - TensorFlow differentiates a sum by filling an array of the kernel's size with the
-#   incoming scalar, then multiplies. A custom gradient multiplies by the scalar.
-# - On JAX, the derivative of `absolute` at 0 is 1. A custom gradient makes it 0, as on
-#   the other backends, without reading the kernel again. The price is the forward-mode
-#   derivative of the direction term.
-# - It is `x * x` because the derivative of `square`, 2 * x, overflows before x does.
-
-
-def _sum_of_squares(x):
-    if keras.backend.backend() == "tensorflow":
-        return _sum_of_squares_custom_gradient(x)
-    return ops.sum(x * x)
-
-
-def _sum_of_absolutes(x):
-    if keras.backend.backend() in ("tensorflow", "jax"):
-        return _sum_of_absolutes_custom_gradient(x)
-    return ops.sum(ops.absolute(x))
-
-
-@ops.custom_gradient
-def _sum_of_squares_custom_gradient(x):
-    return ops.sum(x * x), lambda upstream: (2.0 * upstream) * x
-
-
-@ops.custom_gradient
-def _sum_of_absolutes_custom_gradient(x):
-    return ops.sum(ops.absolute(x)), lambda upstream: upstream * ops.sign(x)
+def _size_of(x):
+    # A layer may be traced with a batch of unknown size: `None`, or a symbol on JAX.
+    shape = tuple(x.shape)
+    return math.prod(shape) if all(type(n) is int for n in shape) else None
 
 
 def _validated(value, name, expected, low, high):

@@ -12,8 +12,9 @@ from helpers import (
     to_numpy,
     value_and_gradient,
 )
+from keras import layers
 
-from keras_weissi import WEISSI
+from keras_weissi import WEISSI, regularizers
 
 COEFFICIENTS = [(0.3, 0.0), (0.0, 0.2), (0.3, 0.2)]
 
@@ -144,10 +145,10 @@ def test_float64_stays_float64():
 
 def test_a_coefficient_of_zero_builds_no_reduction(monkeypatch):
     reductions = []
-    for name in ("sum", "absolute", "sqrt", "log"):
-        original = getattr(keras.ops, name)
+    for name in ("sum_of_squares", "sum_of_absolutes", "sqrt", "log"):
+        original = getattr(regularizers, name)
         monkeypatch.setattr(
-            keras.ops,
+            regularizers,
             name,
             lambda x, name=name, original=original: (
                 reductions.append(name) or original(x)
@@ -157,10 +158,10 @@ def test_a_coefficient_of_zero_builds_no_reduction(monkeypatch):
     assert float(to_numpy(WEISSI(0.0, 0.0)(w))) == 0.0
     assert reductions == []
     WEISSI(0.1, 0.0)(w)
-    assert sorted(reductions) == ["log", "sum"]
+    assert sorted(reductions) == ["log", "sum_of_squares"]
     reductions.clear()
     WEISSI(0.0, 0.1)(w)
-    assert sorted(reductions) == ["absolute", "sqrt", "sum", "sum"]
+    assert sorted(reductions) == ["sqrt", "sum_of_absolutes", "sum_of_squares"]
 
 
 @pytest.mark.parametrize("name", ["log_norm", "direction_l1", "min_norm"])
@@ -318,3 +319,45 @@ def test_bytes_moved_stay_at_the_limit():
     kernel_bytes = 4 * 2048 * 2048
     for name in ("WEISSI (log)", "WEISSI (both)"):
         assert cost[name][1] < kernel_bytes / 100
+
+
+@pytest.mark.parametrize("weissi", [WEISSI(0.1), WEISSI(0.1, 0.01), WEISSI(0.0, 0.01)])
+@pytest.mark.parametrize("rows", [8, 6])  # the last batch has 2
+def test_a_batch_of_unknown_size_has_a_penalty(weissi, rows):
+    class Adds(layers.Layer):
+        def call(self, x):
+            self.add_loss(weissi(x))
+            return x
+
+    inputs = keras.Input((3,))
+    dense = layers.Dense(3, activity_regularizer=weissi)
+    model = keras.Model(inputs, Adds()(dense(inputs)))
+    model.compile("sgd", "mse")
+    x = np.ones((rows, 3), "float32")
+    model.fit(x, x, batch_size=4, verbose=0)
+    model(x)
+    outputs = to_numpy(dense(x))
+    expected = float(to_numpy(weissi(outputs)))
+    losses = [float(to_numpy(loss)) for loss in model.losses]
+    first, second = sorted(losses, key=abs)
+    # Keras divides the first by the size of the batch, from 3.9 on.
+    assert first == pytest.approx(expected / rows, rel=1e-5) or first == second
+    assert second == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_subclass_prints_its_own_name_and_arguments():
+    class Tagged(WEISSI):
+        def __init__(self, tag="x", **arguments):
+            super().__init__(**arguments)
+            self.tag = tag
+
+        def get_config(self):
+            return {**super().get_config(), "tag": self.tag}
+
+    class Plain(WEISSI):
+        pass
+
+    expected = "(log_norm=0.01, direction_l1=0, min_norm=0.1"
+    assert repr(WEISSI()) == f"WEISSI{expected})"
+    assert repr(Plain()) == f"Plain{expected})"
+    assert repr(Tagged()) == f"Tagged{expected}, tag='x')"

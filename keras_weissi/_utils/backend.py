@@ -53,6 +53,68 @@ def frobenius_norm(x):
     return ops.sqrt(ops.sum(x * x))
 
 
+if keras.backend.backend() == "torch":
+    # Keras's functions cost several calls each, and the time of a small kernel's
+    # penalty is that of the calls.
+    from torch import clamp, log, relu, sqrt
+else:
+    log, relu, sqrt = ops.log, ops.relu, ops.sqrt
+
+
+def between(x, low, high):
+    """Returns numbers, not below `low` and not above `high`; NaN stays NaN.
+
+    The gradient of a number that equals a bound is 1.
+    """
+    # Not Keras's `clip`: JAX halves that gradient, PyTorch rounds float64 bounds.
+    if keras.backend.backend() == "torch":
+        return clamp(x, low, high)
+    low = ops.convert_to_tensor(low, x.dtype)
+    return ops.where(x < low, low, at_most(x, high))
+
+
+def at_most(x, high):
+    """Returns numbers, not above `high`, like `between`."""
+    if keras.backend.backend() == "torch":
+        return clamp(x, max=high)
+    high = ops.convert_to_tensor(high, x.dtype)
+    return ops.where(x > high, high, x)
+
+
+# The two reductions read the kernel once forward and once backward:
+#
+# - TensorFlow differentiates a sum by filling an array of the kernel's size with the
+#   incoming scalar, then multiplies. A custom gradient multiplies by the scalar.
+# - On JAX, the derivative of `absolute` at 0 is 1. A custom gradient makes it 0, as on
+#   the other backends, without reading the kernel again. The price is the forward-mode
+#   derivative of the direction term.
+# - It is `x * x` because the derivative of `square`, 2 * x, overflows before x does.
+
+
+def sum_of_squares(x):
+    """Returns the sum of the squares of all elements."""
+    if keras.backend.backend() == "tensorflow":
+        return _sum_of_squares(x)
+    return (x * x).sum()
+
+
+def sum_of_absolutes(x):
+    """Returns the sum of the absolute values of all elements."""
+    if keras.backend.backend() == "torch":
+        return x.abs().sum()
+    return _sum_of_absolutes(x)
+
+
+@ops.custom_gradient
+def _sum_of_squares(x):
+    return ops.sum(x * x), lambda upstream: (2.0 * upstream) * x
+
+
+@ops.custom_gradient
+def _sum_of_absolutes(x):
+    return ops.sum(ops.absolute(x)), lambda upstream: upstream * ops.sign(x)
+
+
 def compile_function(function, variables, run_eagerly=False):
     """Returns a function without arguments: `function` of the variables' values.
 

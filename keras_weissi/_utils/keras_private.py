@@ -49,6 +49,11 @@ def model_in_training(callback):
     return callback._model
 
 
+def leave_fit(progress_bar):
+    """Lets a `ProgbarLogger` that has been in a `fit` draw the bar of `evaluate`."""
+    progress_bar._called_in_fit = False
+
+
 def regularizer_attributes(attention):
     """Lists the attributes of an attention layer that hold its kernel regularizer."""
     names = ("kernel_regularizer", "_kernel_regularizer")

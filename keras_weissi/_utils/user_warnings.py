@@ -27,7 +27,7 @@ class WarnOnce:
     """Gives each warning once."""
 
     def __init__(self):
-        self._given: set[tuple[str, str]] = set()
+        self._given: set[tuple] = set()
 
     def __call__(self, kind, name, message):
         """Warns, unless it has warned of this kind and name before."""
@@ -39,10 +39,6 @@ class WarnOnce:
         is_first = (kind, name) not in self._given
         self._given.add((kind, name))
         return is_first
-
-    def forget(self, *kinds):
-        """Allows warnings of these kinds again."""
-        self._given = {given for given in self._given if given[0] not in kinds}
 
 
 def _is_inside(frame):

@@ -13,14 +13,13 @@ from keras_weissi.regularizers import WEISSI, largest_log_norm
 # cliffs in `benchmarks/results/RESULTS.md`.
 _RISKY_PART = 0.5
 
-# By the names of losses that `compile` takes, of classes and of functions.
 _OUTPUT_ACTIVATIONS = {
-    "SparseCategoricalCrossentropy": keras.activations.softmax,
-    "sparse_categorical_crossentropy": keras.activations.softmax,
-    "CategoricalCrossentropy": keras.activations.softmax,
-    "categorical_crossentropy": keras.activations.softmax,
-    "BinaryCrossentropy": keras.activations.sigmoid,
-    "binary_crossentropy": keras.activations.sigmoid,
+    keras.losses.SparseCategoricalCrossentropy: keras.activations.softmax,
+    keras.losses.sparse_categorical_crossentropy: keras.activations.softmax,
+    keras.losses.CategoricalCrossentropy: keras.activations.softmax,
+    keras.losses.categorical_crossentropy: keras.activations.softmax,
+    keras.losses.BinaryCrossentropy: keras.activations.sigmoid,
+    keras.losses.binary_crossentropy: keras.activations.sigmoid,
 }
 
 
@@ -38,13 +37,12 @@ def last_kernel(model):
     loss = model.loss
     if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
-    expected = _output_activation(loss)
+    expected, from_logits = _output_activation(loss)
     found = output_layer(model) if expected else None
     if found is None:
         return None
     layer, activations = found
     nonlinear = [a for a in activations if a is not keras.activations.linear]
-    from_logits = getattr(loss, "from_logits", False)
     kernel = getattr(layer, "kernel", None)
     classes = 2 if expected is keras.activations.sigmoid else model.output_shape[-1]
     is_expected = nonlinear == ([] if from_logits else [expected])
@@ -54,19 +52,25 @@ def last_kernel(model):
 
 
 def _output_activation(loss):
-    """Returns the output activation that belongs to a mean cross-entropy, or `None`."""
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", None)
-    if isinstance(loss, keras.Loss):
-        is_mean = loss.reduction in ("mean", "sum_over_batch_size")
-        is_last = getattr(loss, "axis", -1) == -1
-        name = type(loss).__name__ if is_mean and is_last else None
-    activation = _OUTPUT_ACTIVATIONS.get(name) if isinstance(name, str) else None
-    # A loss of the user's may have the same name.
-    is_of_keras = isinstance(loss, str) or getattr(keras.losses, str(name), None) in (
-        loss,
-        type(loss),
-    )
-    return activation if is_of_keras else None
+    """Finds out what a mean cross-entropy takes.
+
+    Returns:
+        Pair of the activation that belongs to it, or `None` if it is no mean
+        cross-entropy, and whether it takes logits, before that activation.
+    """
+    try:
+        loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    except ValueError:  # a short name, whose meaning depends on the data
+        return None, False
+    found = (a for k, a in _OUTPUT_ACTIVATIONS.items() if loss is k or type(loss) is k)
+    activation = next(found, None)
+    if activation is None or not isinstance(loss, keras.Loss):
+        return activation, False
+    # Not all versions of Keras keep all arguments as attributes.
+    config = loss.get_config()
+    is_mean = loss.reduction in ("mean", "sum_over_batch_size")
+    is_last = config.get("axis", -1) == -1
+    return activation if is_mean and is_last else None, config["from_logits"]
 
 
 def coefficient_warning(model, kernels):
@@ -77,7 +81,7 @@ def coefficient_warning(model, kernels):
         kernels: List of its `Kernel`.
 
     Returns:
-        Pair of the name of the kernel and a warning; `None` if there is no such kernel.
+        str, a warning; `None` if there is no such kernel.
     """
     last = last_kernel(model)
     kernel = next((k for k in kernels if last and k.variable is last[0]), None)
@@ -92,7 +96,7 @@ def coefficient_warning(model, kernels):
         if weissi.log_norm > limit
         else "Networks have collapsed at such values, mostly with wrong labels. "
     )
-    return kernel.name, (
+    return (
         f"log_norm={weissi.log_norm:g} of kernel {kernel.name!r} is "
         f"{weissi.log_norm / limit:.0%} of `keras_weissi.largest_log_norm({classes})`, "
         f"{limit:.3g}, above which its norm must fall to min_norm={weissi.min_norm:g}. "
@@ -109,11 +113,11 @@ def kernels_at_floor(kernels, norms):
         norms: List of their norms.
 
     Returns:
-        List of pairs: the name of a kernel, and a part of a sentence about it.
+        List of pairs: a kernel's name and floor, and a part of a sentence about it.
     """
     return [
         (
-            kernel.name,
+            (kernel.name, kernel.regularizer.min_norm),
             f"{kernel.name!r} (norm {norm:.3g}, "
             f"min_norm={kernel.regularizer.min_norm:g})",
         )

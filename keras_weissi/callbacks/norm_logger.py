@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_weissi._utils.backend import is_first_process
-from keras_weissi._utils.keras_private import model_in_training
+from keras_weissi._utils.keras_private import leave_fit, model_in_training
 from keras_weissi._utils.user_warnings import WarnOnce
 from keras_weissi._utils.validation import check_bool, invalid, is_count
 from keras_weissi.callbacks.csv_file import write_csv
@@ -35,9 +35,13 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     `log_norm_product` but not the single norms, so the line stays short. Of several
     processes that train together, only the first draws it.
 
-    It warns if the `log_norm` of a classifier is half of `largest_log_norm` or more,
-    and once per kernel if its norm is not finite, or is at its floor, the `min_norm` of
-    its `WEISSI` regularizer. Training continues.
+    If a coefficient of a regularizer is changed in place, the logger follows at once.
+    The compiled step of `fit` does not, until the model is compiled again.
+
+    It warns if the `log_norm` of a classifier is half of `largest_log_norm` or more; of
+    each kernel with `WEISSI` whose scale is normalized away by the layer after it; and
+    once per kernel if its norm is not finite, or is at its floor, the `min_norm` of its
+    `WEISSI` regularizer. Training continues.
 
     Args:
         layers: What to watch: names of layers (or of kernels or nested models), a
@@ -99,19 +103,24 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         self.async_safe = update_freq == "epoch"
         self._watcher = NormWatcher(layers)
         self._warn_once = WarnOnce()
+        self._logged: dict[str, float] = {}
         self._is_first_epoch = False
         self._epoch = 0
         self._steps = StepCounter()
         self._thread: int | None = None
 
     def set_model(self, model):
-        """Takes the model of the `fit`, and forgets the kernels of another model."""
+        """Takes the model, and forgets all about another one."""
         if model is not model_in_training(self):
             self._watcher.let_go()
+            self._warn_once = WarnOnce()
         super().set_model(model)
+        self.set_params(self.params or {})  # a loop of the user's may pass none
+        leave_fit(self)  # otherwise `evaluate` draws no bar
 
     def set_params(self, params):
         """Takes the parameters of the `fit`. Only the first process draws the bar."""
+        params = {"verbose": 1, "epochs": 1, "steps": None, **params}
         super().set_params(params)
         self.params = params  # ProgbarLogger does not keep them
         if not (self.progress_bar and is_first_process()):
@@ -160,16 +169,13 @@ class NormLogger(keras.callbacks.ProgbarLogger):
             self.record.pop()
         self.record.append(row)
         self._steps.close_epoch()
+        self._warn_of_taken(measured, logs)
+        self._logged = measured
         logs.update(measured)
         # The bar prints numbers in full; the product alone may have 300 digits.
-        super().on_epoch_end(
-            epoch,
-            {
-                key: value
-                for key, value in logs.items()
-                if not key.startswith("norm/") and key != "norm_product"
-            },
-        )
+        hidden = measured.keys() - {"log_norm_product", "regularization_loss"}
+        shown = {key: value for key, value in logs.items() if key not in hidden}
+        super().on_epoch_end(epoch, shown)
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes `record` to a CSV file, one row for each measurement.
@@ -194,9 +200,20 @@ class NormLogger(keras.callbacks.ProgbarLogger):
         # On JAX, `self.model` copies the state of training to the model.
         return self._watcher.measure(self.model)
 
+    def _warn_of_taken(self, measured, logs):
+        # Not of its own values, in a loop that passes the same dict every epoch.
+        for key in measured.keys() & logs.keys():
+            if logs[key] is not self._logged.get(key):
+                self._warn_once(
+                    "taken",
+                    key,
+                    f"NormLogger replaces {key!r} in `logs`, which a metric or another "
+                    "callback has put there: give that another name.",
+                )
+
     def _count(self, batch):
         together = getattr(model_in_training(self), "steps_per_execution", 1)
-        self._steps.count(batch, together, self.params.get("steps"))
+        self._steps.count(batch, together, self.params["steps"])
 
     def _record_batch(self, batch):
         if threading.get_ident() != self._thread:

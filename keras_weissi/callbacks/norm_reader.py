@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 from keras import ops
 
 from keras_weissi._utils.backend import compile_function, frobenius_norm
@@ -67,7 +66,8 @@ def make_norm_reader(watched, model):
             if regularizer.direction_l1:
                 sums = [ops.sum(ops.absolute(value_of(v))) for v in group]
                 absolute = ops.stack([ops.cast(s, dtype) for s in sums])
-                sizes = np.array([math.prod(v.shape) for v in group], dtype)
+                sizes = [float(math.prod(v.shape)) for v in group]
+                sizes = ops.convert_to_tensor(sizes, dtype)
             penalty += ops.sum(regularizer.penalty_from_sums(square, absolute, sizes))
         for v in others:
             penalty += ops.cast(v.regularizer(values[position[id(v)]]), dtype)

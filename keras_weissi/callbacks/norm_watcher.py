@@ -1,11 +1,14 @@
 """Chooses the kernels that a logger watches, measures them, and warns of them."""
 
+import numbers
+
 import keras
 import numpy as np
 
 from keras_weissi._utils.user_warnings import WarnOnce, listed, warn
 from keras_weissi.callbacks.collapse import coefficient_warning, kernels_at_floor
 from keras_weissi.callbacks.norm_reader import make_norm_reader
+from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import kernels, kernels_and_gammas
 from keras_weissi.model.selection import names_in, select_kernels
 from keras_weissi.model.walk import layers_of
@@ -21,15 +24,14 @@ class NormWatcher:
 
     def __init__(self, layers):
         self._layers = layers
-        self._warn_once = WarnOnce()
         self.let_go()
 
     def __getstate__(self):
         # A compiled function can be neither copied nor pickled, and is made again.
-        return {"_layers": self._layers, "_warn_once": self._warn_once}
+        return {"layers": self._layers}
 
     def __setstate__(self, state):
-        self.__dict__.update(state)
+        self._layers = state["layers"]
         self.let_go()
 
     @property
@@ -38,7 +40,8 @@ class NormWatcher:
         return self._read is not None
 
     def let_go(self):
-        """Forgets the kernels of a model, so that it can be freed."""
+        """Forgets a model, so that it can be freed, and what it was warned of."""
+        self._warn_once = WarnOnce()
         self._kernels = []
         self._penalties = []
         self._read = None
@@ -64,7 +67,15 @@ class NormWatcher:
             everything = kernels_and_gammas(model) if names_in(self._layers) else found
             is_float = keras.backend.is_float_dtype
             candidates = [k for k in everything if is_float(k.variable.dtype)]
-            self._kernels = select_kernels(candidates, self._layers)
+            try:
+                self._kernels = select_kernels(candidates, self._layers)
+            except ValueError as error:
+                if not str(self._layers).endswith(".csv"):
+                    raise
+                raise ValueError(
+                    f"{error}. To write a file, pass "
+                    f"keras.callbacks.CSVLogger({self._layers!r}) after NormLogger()"
+                ) from None
         else:
             carriers = [k for k in found if isinstance(k.regularizer, WEISSI)]
             self._kernels = carriers or found
@@ -72,7 +83,8 @@ class NormWatcher:
             warn(f"NormLogger found no kernel to watch in model {model.name!r}.")
         self._reader(model)
         if warning := coefficient_warning(model, found):
-            self._warn_once("limit", *warning)
+            self._warn_once("limit", warning, warning)
+        self._warn_of_normalized(model, found)
 
     def measure(self, model):
         """Measures what is logged. Warns if a norm is not finite or at its floor."""
@@ -92,16 +104,44 @@ class NormWatcher:
 
     def _reader(self, model):
         """Returns the reader, a new one if a regularizer has changed."""
-        penalties = [(id(v), id(v.regularizer)) for v in model.trainable_variables]
+        penalties = [
+            (id(v), id(v.regularizer), *_coefficients(v.regularizer))
+            for v in model.trainable_variables
+        ]
         watched = (id(kernel.variable) for kernel in self._kernels)
-        key = (model.run_eagerly, *watched, *penalties)
+        key = (getattr(model, "run_eagerly", False), *watched, *penalties)
         if self._read is None or key != self._read_key:
             self._read = make_norm_reader(self._kernels, model)
             self._read_key = key
             # Kept, so that no later regularizer gets the id of an earlier one.
             self._penalties = [v.regularizer for v in model.trainable_variables]
-            self._warn_once.forget("limit", "floor")
         return self._read
+
+    def _warn_of_normalized(self, model, found):
+        carriers = [
+            kernel
+            for kernel in found
+            if isinstance(kernel.regularizer, WEISSI)
+            and kernel.regularizer.log_norm
+            and kernel.variable.trainable
+        ]
+        if not carriers:
+            return
+        graph = Graph(model)
+        new = []
+        for kernel in carriers:
+            normalization = graph.normalization_of(kernel.layer, kernel.parents)
+            is_known = normalization not in (None, "?")
+            if is_known and self._warn_once.is_first("normalized", kernel.name):
+                new.append(
+                    f"that of {kernel.name!r} is normalized away by {normalization!r}"
+                )
+        if new:
+            warn(
+                "WEISSI penalizes scales that do not change what the model computes: "
+                f"{listed(new)}. There, its log term only raises the effective "
+                "learning rate. `regularize` leaves such kernels out by default."
+            )
 
     def _warn(self, norms):
         for kernel, norm in zip(self._kernels, norms, strict=True):
@@ -122,3 +162,9 @@ class NormWatcher:
                 "if their norms have been falling; otherwise, they were initialized "
                 "too small."
             )
+
+
+def _coefficients(regularizer):
+    """Returns what tells that a regularizer was changed in place."""
+    attributes = getattr(regularizer, "__dict__", {})
+    return [x if isinstance(x, numbers.Real) else id(x) for x in attributes.values()]

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from keras_weissi._utils.keras_private import model_in_training
 from keras_weissi._utils.user_warnings import warn
 from keras_weissi._utils.validation import check_bool, invalid, is_count
 from keras_weissi.symmetry.find_groups import scale_groups
@@ -82,6 +83,12 @@ class ScaleBalancer(keras.callbacks.Callback):
         self.optimizer = optimizer
         self.record: list[dict[str, float]] = []
         self._warned = False
+
+    def set_model(self, model):
+        """Takes the model, and allows its warnings again if it is another one."""
+        if model is not model_in_training(self):
+            self._warned = False
+        super().set_model(model)
 
     def on_train_begin(self, logs=None):
         """Raises if the model cannot be balanced, warns if there is nothing to do."""

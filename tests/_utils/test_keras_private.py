@@ -95,3 +95,11 @@ def test_a_layer_keeps_its_regularizers_by_name():
     kept = keras_private.regularizers_kept_by(layer)
     assert isinstance(kept["_kernel_regularizer"], keras.regularizers.L2)
     assert kept["_bias_regularizer"] is None
+
+
+def test_a_bar_that_was_in_a_fit_draws_again():
+    bar = keras.callbacks.ProgbarLogger()
+    bar.on_train_begin()
+    keras_private.leave_fit(bar)
+    bar.on_test_begin()
+    assert bar.progbar is not None

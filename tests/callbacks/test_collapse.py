@@ -88,6 +88,7 @@ def classifier(outputs=10, activation=None, loss="sparse_categorical_crossentrop
         (10, None, "sparse_categorical_crossentropy", None),
         (10, "softmax", "crossentropy", None),
         (10, "softmax", ["sparse_categorical_crossentropy"], 10),
+        (10, "softmax", {"last": "mse", "other": "mse"}, None),
         (10, None, [keras.losses.CategoricalCrossentropy(from_logits=True)], 10),
         (10, "softmax", {"last": "sparse_categorical_crossentropy"}, 10),
         (10, "softmax", lambda y_true, y_pred: 0.0 * y_pred, None),

@@ -663,3 +663,158 @@ def test_a_name_of_several_layers_is_refused():
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"`layers`.*'a/dense' or 'b/dense'.*'dense'"):
         model.fit(X, X, verbose=0, callbacks=[NormLogger("dense")])
+
+
+@pytest.mark.parametrize("params", [{}, {"epochs": 2}, {"steps": 2}, {"verbose": 0}])
+@pytest.mark.parametrize("progress_bar", [True, False])
+def test_a_loop_need_not_pass_all_params(params, progress_bar, capfd):
+    logger, model = NormLogger(progress_bar=progress_bar), make_model(WEISSI())
+    callbacks = keras.callbacks.CallbackList([logger], model=model, **params)
+    callbacks.on_train_begin()
+    for epoch in range(2):
+        callbacks.on_epoch_begin(epoch)
+        for batch in range(2):
+            callbacks.on_train_batch_begin(batch)
+            callbacks.on_train_batch_end(batch, {"loss": 1.0})
+        callbacks.on_epoch_end(epoch, {"loss": 1.0})
+    callbacks.on_train_end()
+    assert [row["step"] for row in logger.record] == [0, 2, 4]
+    is_drawn = progress_bar and params.get("verbose") != 0
+    assert ("log_norm_product" in capfd.readouterr().out) == is_drawn
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_evaluate_and_predict_draw_a_bar_after_a_fit(interrupted, capfd):
+    model, logger = make_model(), NormLogger()
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, logger, Interrupt())
+    else:
+        fit(model, logger)
+    assert capfd.readouterr().out == ""
+    arguments = {"batch_size": 8, "verbose": 1, "callbacks": [logger]}
+    model.evaluate(X, Y, **arguments)
+    assert "loss" in capfd.readouterr().out
+    model.predict(X, **arguments)
+    assert "4/4" in capfd.readouterr().out
+    # The validation inside of a `fit` stays silent.
+    fit(model, logger, epochs=1, verbose=2, validation_data=(X, Y))
+    assert capfd.readouterr().out.count("step") == 1
+
+
+def test_the_next_model_is_warned_of_again():
+    logger = NormLogger()
+    for _ in range(2):  # folds, with layers of the same names
+        model = make_model(WEISSI(0.1, min_norm=100.0))
+        model.get_layer("h0").kernel.assign(np.full((4, 4), np.nan))
+        for _ in range(2):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                fit(model, logger)
+            told = " ".join(str(w.message) for w in caught)
+            is_first = logger.record[-1]["step"] in (8, 24)
+            assert ("'h0' is no longer finite" in told) == is_first
+            assert ("at their floor" in told) == is_first
+
+
+class Constant(keras.metrics.Mean):
+    def update_state(self, *arguments, **options):
+        super().update_state(123.0)
+
+
+@pytest.mark.parametrize("key", ["regularization_loss", "norm_product", "norm/h0"])
+def test_a_key_that_a_metric_has_taken_is_warned_of(key):
+    model = make_model(WEISSI())
+    model.compile("sgd", "mse", metrics=[Constant(name=key)])
+    with pytest.warns(UserWarning, match=f"NormLogger replaces '{key}' in") as caught:
+        history = fit(model, NormLogger(), epochs=3).history
+    assert len([w for w in caught if "NormLogger replaces" in str(w.message)]) == 1
+    assert 123.0 not in history[key]
+
+
+@pytest.mark.parametrize("key", ["norm/mine", "norm/h9", "norm_products"])
+def test_a_metric_with_a_similar_name_stays_in_the_bar(key, capfd):
+    model = make_model(WEISSI())
+    model.compile("sgd", "mse", metrics=[Constant(name=key)])
+    assert fit(model, NormLogger(), epochs=1, verbose=2).history[key] == [123.0]
+    assert f"{key}: 123" in capfd.readouterr().out
+
+
+def test_a_loop_may_pass_the_same_logs_every_epoch():
+    logger, logs = NormLogger(), {"loss": 1.0}
+    callbacks = keras.callbacks.CallbackList([logger], model=make_model(), verbose=0)
+    callbacks.on_train_begin()
+    for epoch in range(3):
+        callbacks.on_epoch_begin(epoch)
+        callbacks.on_epoch_end(epoch, logs)
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize(
+    "make, attribute",
+    [
+        (lambda: WEISSI(0.01, 0.01), "log_norm"),
+        (lambda: WEISSI(0.01, 0.01), "direction_l1"),
+        (lambda: WEISSI(0.01, min_norm=0.5), "min_norm"),
+        (lambda: keras.regularizers.L2(0.01), "l2"),
+    ],
+)
+def test_a_coefficient_that_is_changed_in_place_is_followed(
+    make, attribute, run_eagerly
+):
+    alike = [make(), make()]
+    stack = [layers.Dense(4, kernel_regularizer=one) for one in alike]
+    model = keras.Sequential([keras.Input((4,)), *stack])
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=run_eagerly)
+    for layer in stack:
+        layer.kernel.assign(np.full((4, 4), 0.1))  # a norm of 0.4
+
+    def change(epoch, logs):
+        setattr(alike[1], attribute, 0.1 * (epoch + 1))
+
+    schedule = keras.callbacks.LambdaCallback(on_epoch_begin=change)
+    snapshots = Snapshots()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Norms of kernels are at their floor")
+        history = fit(model, schedule, NormLogger(), snapshots, epochs=3).history
+    expected = [penalty for _, penalty in snapshots.epochs]
+    np.testing.assert_allclose(history["regularization_loss"], expected, rtol=1e-5)
+    assert attribute == "min_norm" or len(set(expected)) == 3
+
+
+def test_a_weissi_before_a_normalization_is_warned_of_once():
+    def conv(name, regularizer):
+        return layers.Conv1D(4, 1, kernel_regularizer=regularizer, name=name)
+
+    model = keras.Sequential(
+        [
+            keras.Input((4, 1)),
+            conv("first", WEISSI()),
+            layers.BatchNormalization(name="bn"),
+            conv("second", WEISSI(0.0, 0.1)),  # a penalty on the direction alone
+            layers.LayerNormalization(),
+            conv("third", "l2"),
+            layers.LayerNormalization(),
+            conv("fourth", WEISSI()),
+            layers.LayerNormalization(),
+            conv("free", WEISSI()),
+        ]
+    )
+    model.get_layer("fourth").trainable = False
+    model.compile("sgd", "mse")
+    x = np.ones((8, 4, 1), "float32")
+    logger = NormLogger()
+    with pytest.warns(UserWarning, match="normalized away") as caught:
+        for _ in range(2):
+            model.fit(x, x, epochs=2, verbose=0, callbacks=[logger])
+    messages = [str(w.message) for w in caught]
+    (message,) = [m for m in messages if "normalized away" in m]
+    assert "that of 'first' is normalized away by 'bn'. There" in message
+
+
+def test_a_file_is_no_layer_and_the_error_says_what_writes_one():
+    with pytest.raises(ValueError, match=r"`layers`.*CSVLogger\('norms.csv'\) after"):
+        fit(make_model(), NormLogger("norms.csv"))
+    with pytest.raises(ValueError) as error:
+        fit(make_model(), NormLogger("norms"))
+    assert "CSVLogger" not in str(error.value)

@@ -287,3 +287,14 @@ def test_a_device_that_fails_ends_the_fit(monkeypatch):
     model = make_model()
     with pytest.raises(RuntimeError, match="out of memory"):
         fit(model, 1, ScaleBalancer())
+
+
+def test_the_next_model_without_a_free_scale_is_named_too():
+    balancer = ScaleBalancer()
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((8,)), layers.Dense(4, name="dense")])
+        model.compile("sgd", "mse")
+        with pytest.warns(UserWarning, match="has nothing to balance") as caught:
+            for _ in range(2):
+                model.fit(X, np.zeros((64, 4)), verbose=0, callbacks=[balancer])
+        assert sum("ScaleBalancer" in str(w.message) for w in caught) == 1
