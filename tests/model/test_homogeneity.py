@@ -178,7 +178,9 @@ def test_functions_that_keep_scale(kind):
             model = applied(BINARY_OPS[kind], IMAGE, IMAGE)
     except AttributeError:
         pytest.skip("newer than this Keras")
-    assert type(call_of(model)[0]).__name__ == kind
+    # In Keras 3.16, `amax` and `amin` are those without the a.
+    names = (kind, {"Amax": "Max", "Amin": "Min"}.get(kind))
+    assert type(call_of(model)[0]).__name__ in names
     check_keeps_scale(model)
 
 
