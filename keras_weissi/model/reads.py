@@ -132,12 +132,14 @@ def _run(function, args, kwargs):
 
 
 def _run_once(function, args, kwargs, size, integer, read):
+    ones = {}  # one tensor that is passed twice stays one
+    # Not made while tracing: a condition on a constant takes one branch only.
+    args, kwargs = keras.tree.map_structure(
+        lambda x: _ones_like(x, size, integer, ones), (args, kwargs)
+    )
+
     def apply():
-        ones = {}  # one tensor that is passed twice stays one
-        given = keras.tree.map_structure(
-            lambda x: _ones_like(x, size, integer, ones), (args, kwargs)
-        )
-        function(*given[0], **given[1])
+        function(*args, **kwargs)
 
     with _Scope(read):
         try:
