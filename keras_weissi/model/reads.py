@@ -50,13 +50,13 @@ def reads_of(layer, node):
     """
     found, skipped = [], set()
     activation = getattr(layer, "activation", None)
-    if is_of_keras(layer) and any(_foreign(activation, set())):
+    if is_of_keras(layer) and list(_foreign(activation, set())):
         # Alone, as it must not read the kernel of its own layer either.
         skipped.add(id(activation))
         if not is_homogeneous(activation):
-            arguments = (node.output_tensors[:1], {})
             name = f"the activation of {layer.name}"
-            found.append(Reads(name, None, *_run(activation, *arguments)))
+            read = _run(activation, node.output_tensors[:1], {})
+            found.append(Reads(name, None, *read))
     operation = node.operation
     arguments = (node.arguments.args, node.arguments.kwargs)
     foreign = list(_foreign((operation, arguments), skipped))
@@ -132,7 +132,7 @@ def _run(function, args, kwargs):
 
 
 def _run_once(function, args, kwargs, size, integer, read):
-    ones = {}  # one tensor that is passed twice stays one
+    ones: dict = {}  # one tensor that is passed twice stays one
     # Not made while tracing: a condition on a constant takes one branch only.
     args, kwargs = keras.tree.map_structure(
         lambda x: _ones_like(x, size, integer, ones), (args, kwargs)

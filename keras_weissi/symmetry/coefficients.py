@@ -258,8 +258,8 @@ def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
 def _first_pin(groups):
     """Says what pins the scales; the ends of the model only if nothing else does."""
     pins = dict.fromkeys(pin for group in groups.pinned for pin in group.pins)
-    is_end = {pin: pin[1].endswith("put of the model") for pin in pins}
-    (layer, reason), *others = sorted(pins, key=is_end.get)
+    ends = ("an input of the model", "an output of the model")
+    (layer, reason), *others = sorted(pins, key=lambda pin: pin[1] in ends)
     more = f" (and {len(others)} more)" if others else ""
     return f"{layer}: {reason}{more}"
 
