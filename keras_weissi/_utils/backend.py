@@ -82,21 +82,24 @@ def compile_function(function, variables, run_eagerly=False):
     return lambda: function(values())
 
 
-def trace(function):
-    """Goes through a function as a compiler does, on the backends that have one."""
+def trace(function, tensors):
+    """Goes through a function of a list of tensors as a compiler does, if there is one.
+
+    So both branches of a condition are taken.
+    """
     backend = keras.backend.backend()
 
-    def without_result():
-        function()
+    def without_result(tensors):
+        function(tensors)
 
     if backend == "jax":
         import jax
 
-        jax.eval_shape(without_result)
+        jax.eval_shape(without_result, tensors)
     if backend == "tensorflow":
         import tensorflow as tf
 
-        tf.function(without_result, autograph=False).get_concrete_function()
+        tf.function(without_result, autograph=False).get_concrete_function(tensors)
 
 
 @contextlib.contextmanager

@@ -132,28 +132,32 @@ def _run(function, args, kwargs):
 
 
 def _run_once(function, args, kwargs, size, integer, read):
-    ones: dict = {}  # one tensor that is passed twice stays one
-    # Not made while tracing: a condition on a constant takes one branch only.
-    args, kwargs = keras.tree.map_structure(
-        lambda x: _ones_like(x, size, integer, ones), (args, kwargs)
-    )
+    ones: dict = {}  # by the id of what they stand for
+    for x in keras.tree.flatten((args, kwargs)):
+        if isinstance(x, keras.KerasTensor):
+            _ones_like(x, size, integer, ones)
 
-    def apply():
-        function(*args, **kwargs)
+    def apply(values):
+        known = dict(zip(ones, values, strict=True))
+        given, named = keras.tree.map_structure(
+            lambda x: known.get(id(x), x), (args, kwargs)
+        )
+        function(*given, **named)
 
+    values = list(ones.values())
     with _Scope(read):
         try:
-            trace(apply)  # which takes all branches, but not all code can be traced
+            trace(
+                apply, values
+            )  # which takes all branches, but not all code can be traced
         except Exception:
             pass
     # What is compiled already would not ask for values again.
     with _Scope(read), without_compiling():
-        apply()
+        apply(values)
 
 
 def _ones_like(x, size, integer, known):
-    if not isinstance(x, keras.KerasTensor):
-        return x
     if id(x) not in known:
         shape = [size if n is None else n for n in x.shape]
         if shape and x.shape[0] is None:

@@ -95,3 +95,14 @@ def test_a_layer_keeps_its_regularizers_by_name():
     kept = keras_private.regularizers_kept_by(layer)
     assert isinstance(kept["_kernel_regularizer"], keras.regularizers.L2)
     assert kept["_bias_regularizer"] is None
+
+
+def test_masks_are_copied():
+    source = layers.Masking()(keras.Input((3, 4)))
+    target = keras.ops.ones((2, 3, 4))
+    keras_private.copy_mask(keras.Input((3,)), target, lambda mask: 1 / 0)  # has none
+    seen = []
+    keras_private.copy_mask(source, target, lambda mask: seen.append(mask) or "mask")
+    assert seen[0].shape == (None, 3)
+    keras_private.copy_mask(target, keras.ops.ones((2,)), seen.append)
+    assert seen[1] == "mask"
