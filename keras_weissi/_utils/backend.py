@@ -1,8 +1,11 @@
 """What differs between the backends and has no function in Keras."""
 
+import contextlib
+import random
 import sys
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -142,3 +145,62 @@ def compile_function(function, variables, run_eagerly=False):
 
         return torch.no_grad()(lambda: function(values()))
     return lambda: function(values())
+
+
+def trace(function, tensors):
+    """Goes through a function of a list of tensors as a compiler does, if there is one.
+
+    So both branches of a condition are taken.
+    """
+    backend = keras.backend.backend()
+
+    def without_result(tensors):
+        function(tensors)
+
+    if backend == "jax":
+        import jax
+
+        jax.eval_shape(without_result, tensors)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(without_result, autograph=False).get_concrete_function(tensors)
+
+
+@contextlib.contextmanager
+def without_compiling():
+    """Runs all code in Python, also functions that have been compiled before."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        with jax.disable_jit():
+            yield
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        before = tf.config.functions_run_eagerly()
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(before)
+    else:
+        import torch
+
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+
+
+@contextlib.contextmanager
+def random_state_kept():
+    """Puts back the state of random numbers that is not in variables of Keras."""
+    states = random.getstate(), np.random.get_state()
+    with contextlib.ExitStack() as stack:
+        if "torch" in sys.modules and keras.backend.backend() == "torch":
+            stack.enter_context(sys.modules["torch"].random.fork_rng())
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

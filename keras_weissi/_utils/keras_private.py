@@ -23,6 +23,15 @@ def inputs_struct(function):
     return function._inputs_struct
 
 
+def copy_mask(source, target, convert):
+    """Attaches to a tensor the mask of another, converted, if that has one."""
+    from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+
+    mask = get_keras_mask(source)
+    if mask is not None:
+        set_keras_mask(target, convert(mask))
+
+
 def functional_of(sequential):
     """Returns the Functional model inside of a `Sequential`, `None` if unbuilt."""
     return sequential._functional if sequential.built else None

@@ -5,7 +5,6 @@ inside custom layers.
 """
 
 import collections
-import inspect
 
 import keras
 
@@ -70,8 +69,8 @@ class Graph:
             for tensor in node.output_tensors
             for consumer in self._consumers_of(function, tensor, set())
         ]
-        normalizations = [c for c in consumers if isinstance(c, NORMALIZATIONS)]
         hidden = [c for c in consumers if c is _HIDDEN]
+        normalizations = [c for c in consumers if isinstance(c, NORMALIZATIONS)]
         if not consumers or len(normalizations) + len(hidden) < len(consumers):
             return None
         return "?" if hidden else normalizations[0].name
@@ -90,8 +89,19 @@ class Graph:
                 self._callers[id(inner)].append((function, node))
                 self._add(inner, seen)
 
+    def _in_inference(self, function, node):
+        """Whether a call is made with `training=False`, or is in models that are."""
+        if node.arguments.kwargs.get("training") is False:
+            return True
+        callers = [] if function is self.root else self._callers[id(function)]
+        return bool(callers) and all(self._in_inference(*call) for call in callers)
+
     def _consumers_of(self, function, tensor, seen):
-        """Lists the layers that take a tensor, or `_OUTSIDE` or `_HIDDEN`."""
+        """Lists the layers that take a tensor, or `_OUTSIDE` or `_HIDDEN`.
+
+        A BatchNormalization that is frozen, or called in inference mode, multiplies by
+        constants: as far as scale goes, the tensor leaves the model there.
+        """
         if (id(function), id(tensor)) in seen:
             return []
         seen.add((id(function), id(tensor)))
@@ -99,7 +109,11 @@ class Graph:
         for node in self._consumers[id(function), id(tensor)]:
             inner = inner_function(node.operation)
             if inner is None:
-                found.append(unwrapped(node.operation))
+                operation = unwrapped(node.operation)
+                is_constant = isinstance(
+                    operation, keras.layers.BatchNormalization
+                ) and (not operation.trainable or self._in_inference(function, node))
+                found.append(_OUTSIDE if is_constant else operation)
             elif (entries := entries_of(node, inner)) is None:
                 found.append(_HIDDEN)
             else:
@@ -185,28 +199,6 @@ def output_layer(model):
 
 def _positions(node, tensor):
     return [i for i, output in enumerate(node.output_tensors) if output is tensor]
-
-
-def mentioned(node):
-    """Lists the variables that a call uses, other than those of the layer itself.
-
-    They may be arguments, as in `keras.ops.matmul(x, layer.kernel)`, attributes of a
-    custom operation, or variables that a function passed to it uses, as in a `Lambda`.
-    """
-    things = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-    layer = unwrapped(node.operation)
-    is_own = not is_of_keras(layer) or isinstance(layer, keras.layers.Lambda)
-    if is_own or not isinstance(layer, keras.Layer):
-        # Private attributes are Keras's own lists of what the others hold.
-        things += [v for k, v in vars(layer).items() if not k.startswith("_")]
-    for function in [x for x in things if inspect.isfunction(x)]:
-        used = inspect.getclosurevars(function)
-        things += [*used.nonlocals.values(), *used.globals.values()]
-    found = [x for x in things if isinstance(x, keras.Variable)]
-    for thing in things:
-        if isinstance(thing, keras.Layer) and thing is not layer:
-            found += thing.weights
-    return found
 
 
 def entries_of(node, function):

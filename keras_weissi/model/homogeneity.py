@@ -7,6 +7,8 @@ its class to a table (or a case to `scaling_of`), and test a model with it.
 
 import dataclasses
 import numbers
+import operator
+import sys
 
 import keras
 
@@ -66,6 +68,12 @@ _ACTIVATIONS = (
     keras.activations.leaky_relu,
     keras.ops.relu,
     keras.ops.leaky_relu,
+)
+# Those of the backends, looked up only where the module is loaded already.
+_BACKEND_ACTIVATIONS = (
+    *("tensorflow:nn.relu", "tensorflow:nn.leaky_relu"),
+    *("jax:nn.relu", "jax:nn.leaky_relu"),
+    *("torch:relu", "torch:nn.functional.relu", "torch:nn.functional.leaky_relu"),
 )
 
 # Operations of `keras.ops` that are called directly, by class name: on one tensor; on
@@ -130,6 +138,8 @@ def scaling_of(operation, node):
             )
     if not isinstance(operation, keras.Layer):
         return _scaling_of_op(operation, node)
+    if "call" in vars(operation):
+        return fixed("its `call` is not that of its class")
     if kind in _JOINS and len(keras.tree.flatten(node.arguments.args)) == tensors:
         return Scaling()
     if tensors != 1:
@@ -155,11 +165,21 @@ def is_homogeneous(activation):
     kind = type(activation)
     if activation is None or kind in (keras.layers.LeakyReLU, keras.layers.PReLU):
         return True
-    if kind is keras.layers.ReLU:
+    # `keras.activations.relu` makes an operation of the same name and attributes.
+    if kind.__name__ == "ReLU" and is_of_keras(activation):
         return activation.max_value is None and not activation.threshold
     if kind is keras.layers.Activation:
         return is_homogeneous(activation.activation)
-    return any(activation is known for known in _ACTIVATIONS)
+    return any(activation is known for known in (*_ACTIVATIONS, *_of_backends()))
+
+
+def _of_backends():
+    for name in _BACKEND_ACTIVATIONS:
+        module, path = name.split(":")
+        try:
+            yield operator.attrgetter(path)(sys.modules[module])
+        except (AttributeError, KeyError):
+            continue  # not loaded, or not in this version
 
 
 def is_of_keras(thing):
@@ -202,6 +222,8 @@ def _scaling_of_kernels(layer):
 
 def _scaling_of_normalization(layer):
     reason = "its input is normalized, up to epsilon"
+    if type(layer) is keras.layers.BatchNormalization and not layer.trainable:
+        return fixed("it is frozen: it normalizes nothing, and adds constants")
     gamma = gamma_of(layer)
     if gamma is None:
         return Scaling((), (), reason, "it has no gamma to be scaled")
@@ -228,6 +250,8 @@ def _scaling_of_op(operation, node):
     unknown = fixed(f"{name} is not known to be homogeneous")
     if not is_of_keras(operation):
         return unknown
+    if name == "ReLU":
+        return Scaling() if is_homogeneous(operation) else unknown
     if name in _JOIN_OPS and not others:
         return Scaling()
     if name in _SUM_OPS:

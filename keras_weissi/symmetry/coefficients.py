@@ -38,13 +38,14 @@ class InvariantCoefficients:
         coefficients: dict from the names of kernels, and of normalizations with a
             gamma, to floats: the coefficients of all that is penalized.
         plain_is_invariant: bool, whether the sum of the log norms of the kernels,
-            each with coefficient 1, is invariant on the model.
+            each with coefficient 1, is invariant on the model; `None` if that is not
+            known, as some are in layers that cannot be seen through.
         statement: str, says so in words, with the reason.
         table: `KernelTable` of `CoefficientRow`, of all kernels.
     """
 
     coefficients: dict[str, float]
-    plain_is_invariant: bool
+    plain_is_invariant: bool | None
     statement: str
     table: KernelTable[CoefficientRow]
 
@@ -113,28 +114,34 @@ def invariant_coefficients(
     [0.12, 0.06, 0.06, 0.12]
     """
     check_bool(include_normalized, "include_normalized")
-    shares, reasons = find_shares(model, Graph(model), include_normalized)
+    groups = scale_groups(model)
+    shares, reasons = find_shares(
+        model, Graph(model), include_normalized, False, groups
+    )
     bearing = [share for share in shares if share.left_out is None]
+    unseen = [s for s in bearing if s.is_outside and s.kernel.variable.trainable]
     table = KernelTable(
         [CoefficientRow(s.kernel.name, s.coefficient, _note(s)) for s in shares],
         "name coefficient note",
     )
     return InvariantCoefficients(
         {share.kernel.name: share.coefficient for share in bearing},
-        not reasons,
-        _statement(shares, bearing, reasons, include_normalized),
+        None if unseen and not reasons else not reasons,
+        _statement(shares, bearing, unseen, reasons, groups, include_normalized),
         table,
     )
 
 
-def find_shares(model, graph, include_normalized, replace=False):
+def find_shares(model, graph, include_normalized, replace=False, groups=None):
     """Finds what each kernel contributes; the arguments are those of `regularize`.
+
+    The `ScaleGroups` may be given if they are known already.
 
     Returns:
         Pair of a list of `Share`, one per kernel, and of a list of str, the reasons why
         plain `WEISSI` is not invariant.
     """
-    groups = scale_groups(model)
+    groups = groups or scale_groups(model)
     edges = groups.edges
 
     def why(kernel):
@@ -221,7 +228,7 @@ def _unbalanced(groups, chosen, plain):
     return reasons
 
 
-def _statement(shares, bearing, reasons, include_normalized):
+def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
     """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
     gammas = [
         repr(share.kernel.name) for share in bearing if share.kernel.kind == "gamma"
@@ -231,8 +238,18 @@ def _statement(shares, bearing, reasons, include_normalized):
     statement = f"{some} of {count} kernels {'is' if some == 1 else 'are'} penalized"
     if not bearing:
         return f"{statement}: there is nothing to make invariant. The notes say why."
+    hidden = ""
+    if unseen:
+        names = _shortened([repr(share.kernel.name) for share in unseen])
+        hidden = f"; {len(unseen)} cannot be seen through ({names})"
+    if not groups.free:
+        return f"{statement}{hidden}. No scale is free, so there is nothing to be " + (
+            f"invariant to: {_first_pin(groups)}."
+        )
     statement += ". Plain WEISSI, with coefficient 1 on each kernel, is "
     if not reasons:
+        if unseen:
+            return f"{statement}invariant as far as the kernels can be seen{hidden}."
         return f"{statement}invariant."
     more = f" (and {len(reasons) - 1} more like it)" if reasons[1:] else ""
     also = f", also to the gammas ({_shortened(gammas)})" if gammas else ""
@@ -240,6 +257,15 @@ def _statement(shares, bearing, reasons, include_normalized):
     call = f"regularize(model, WEISSI(...), {arguments}invariant=True)"
     statement += f"not invariant: {reasons[0]}{more}. `{call}` applies the coefficients"
     return f"{statement} above{also}, which makes the penalty invariant."
+
+
+def _first_pin(groups):
+    """Says what pins the scales; the ends of the model only if nothing else does."""
+    pins = dict.fromkeys(pin for group in groups.pinned for pin in group.pins)
+    ends = ("an input of the model", "an output of the model")
+    (layer, reason), *others = sorted(pins, key=lambda pin: pin[1] in ends)
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{layer}: {reason}{more}"
 
 
 def _listed(names, indices, verb):

@@ -11,11 +11,11 @@ from keras_weissi.model.graph import (
     Graph,
     entries_of,
     inner_function,
-    mentioned,
     unwrapped,
 )
 from keras_weissi.model.homogeneity import Scaling, fixed, is_float, scaling_of
 from keras_weissi.model.kernels import kernels_and_gammas
+from keras_weissi.model.reads import reads_of
 from keras_weissi.model.walk import layers_of
 from keras_weissi.symmetry.groups import KernelEdge, ScaleGroup, ScaleGroups
 from keras_weissi.symmetry.relations import Call, Edge, Relations
@@ -31,10 +31,10 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     touch (fix their factor at 1), as do frozen layers, and the model's inputs and
     outputs.
 
-    Note: the code of custom layers and `Lambda`s cannot be seen. If it uses the weights
-    of another layer in a way that cannot be detected (not through an attribute or a
-    closure), that layer is wrongly treated as free. Other models cannot be seen either:
-    if they share layers with this one, scaling it changes them.
+    What the code of custom layers, `Lambda`s and activations uses is found by running
+    it once on ones, which changes no variable. Not seen are weights that it uses for
+    other inputs only, and other models: if they share layers with this one, scaling
+    it changes them.
 
     Args:
         model: A built Sequential or Functional `keras.Model`, nested ones included.
@@ -152,16 +152,28 @@ def _enter(relations, call, inner):
 
 
 def _holders(layers, calls):
-    """Lists for each weight, by its id, the layers that hold or use it."""
+    """Lists for each weight, by its id, the layers that hold or use it.
+
+    Returns:
+        Dict from ids to lists of pairs: a layer, and why no other may scale the weight.
+    """
     holders = collections.defaultdict(list)
     for layer in layers:
         # Those that just call other layers hold nothing of their own.
         if inner_function(layer) is None and unwrapped(layer) is layer:
             for variable in layer.weights:
-                holders[id(variable)].append(layer)
+                reason = f"it shares a weight with {layer.name}"
+                holders[id(variable)].append((layer, reason))
+    everything = [variable for layer in layers[:1] for variable in layer.weights]
     for call in calls:
-        for variable in mentioned(call.node):
-            holders[id(variable)].append(call.node.operation)
+        for reads in reads_of(call.layer, call.node):
+            reason = f"it shares a weight with {reads.reader}"
+            variables = reads.variables
+            if reads.error:
+                reason = f"{reads.reader} may use it: it cannot be run ({reads.error})"
+                variables = [*variables, *everything]
+            for variable in variables:
+                holders[id(variable)].append((reads.owner, reason))
     return holders
 
 
@@ -195,9 +207,9 @@ def _why_pinned(layer, scalings, holders, owned):
             return scaling.fixed_outputs
     for scaling in scalings:
         for variable in (*scaling.kernels, *scaling.shifts):
-            for holder in holders[id(variable)]:
+            for holder, reason in holders[id(variable)]:
                 if holder is not layer:
-                    return f"it shares a weight with {holder.name}"
+                    return reason
     if id(layer) not in owned:
         return "it is in a bare keras.Function"
     return ""

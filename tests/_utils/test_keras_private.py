@@ -103,3 +103,14 @@ def test_a_bar_that_was_in_a_fit_draws_again():
     keras_private.leave_fit(bar)
     bar.on_test_begin()
     assert bar.progbar is not None
+
+
+def test_masks_are_copied():
+    source = layers.Masking()(keras.Input((3, 4)))
+    target = keras.ops.ones((2, 3, 4))
+    keras_private.copy_mask(keras.Input((3,)), target, lambda mask: 1 / 0)  # has none
+    seen = []
+    keras_private.copy_mask(source, target, lambda mask: seen.append(mask) or "mask")
+    assert seen[0].shape == (None, 3)
+    keras_private.copy_mask(target, keras.ops.ones((2,)), seen.append)
+    assert seen[1] == "mask"

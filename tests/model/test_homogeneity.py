@@ -1,7 +1,12 @@
+import importlib
+import operator
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
-from helpers import to_numpy
+from helpers import BACKEND, to_numpy
 from keras import layers, ops
 
 from keras_weissi._utils.keras_private import nodes_of
@@ -159,6 +164,19 @@ BINARY_OPS = {
 }
 
 
+def backend_functions(*names):
+    """Functions of the backend, by their paths in its module."""
+    module = importlib.import_module(BACKEND)
+    return [operator.attrgetter(name)(module) for name in names]
+
+
+def backend_relus():
+    names = ["nn.relu", "nn.leaky_relu"]
+    if BACKEND == "torch":
+        names = ["relu", "nn.functional.relu", "nn.functional.leaky_relu"]
+    return backend_functions(*names)
+
+
 def test_every_function_that_is_listed_is_tested():
     listed = (
         homogeneity._KEEPER_OPS
@@ -178,7 +196,9 @@ def test_functions_that_keep_scale(kind):
             model = applied(BINARY_OPS[kind], IMAGE, IMAGE)
     except AttributeError:
         pytest.skip("newer than this Keras")
-    assert type(call_of(model)[0]).__name__ == kind
+    # In Keras 3.16, `amax` and `amin` are those without the a.
+    names = (kind, {"Amax": "Max", "Amin": "Min"}.get(kind))
+    assert type(call_of(model)[0]).__name__ in names
     check_keeps_scale(model)
 
 
@@ -364,3 +384,61 @@ def test_a_call_with_more_tensors_than_one_is_fixed():
         lambda x, m: layers.BatchNormalization()(x, mask=m[..., 0]), SERIES, SERIES
     )
     assert "2 tensors" in scaling_of(*call_of(model)).fixed_outputs
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *backend_relus(),
+        keras.activations.relu,
+        keras.activations.leaky_relu,
+        lambda x: keras.activations.relu(x, negative_slope=0.25),
+    ],
+)
+def test_relus_of_backends_and_of_tensors(function):
+    if function in backend_relus():
+        check_keeps_scale(applied(layers.Activation(function), IMAGE))
+        dense = layers.Dense(3, activation=function)
+        assert not scaling_of(*call_of(applied(dense, VECTOR))).fixed_outputs
+    else:
+        check_keeps_scale(applied(function, IMAGE))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: keras.activations.relu(x, max_value=6.0),
+        lambda x: keras.activations.relu(x, threshold=0.5),
+        lambda x: keras.activations.gelu(x),
+        layers.Activation(
+            backend_functions(
+                "nn.functional.relu6" if BACKEND == "torch" else "nn.relu6"
+            )[0]
+        ),
+    ],
+)
+def test_other_functions_of_backends_and_of_tensors_are_fixed(function):
+    assert scaling_of(*call_of(applied(function, IMAGE))).fixed_outputs
+
+
+@pytest.mark.parametrize("arguments", [{}, {"scale": False}, {"center": False}])
+def test_a_frozen_batch_normalization_normalizes_nothing(arguments):
+    layer = layers.BatchNormalization(trainable=False, **arguments)
+    scaling = scaling_of(*call_of(applied(layer, VECTOR)))
+    assert "it is frozen" in scaling.fixed_inputs and scaling.fixed_outputs
+    layer.trainable = True
+    assert "epsilon" in scaling_of(*call_of(applied(layer, VECTOR))).fixed_inputs
+    # Other normalizations do what they do.
+    layer = layers.LayerNormalization(trainable=False)
+    assert "epsilon" in scaling_of(*call_of(applied(layer, VECTOR))).fixed_inputs
+
+
+def test_no_other_backend_is_imported():
+    script = (
+        "import sys, keras\n"
+        "from keras_weissi.model.homogeneity import is_homogeneous\n"
+        "before = set(sys.modules)\n"
+        "assert not is_homogeneous(print)\n"
+        "assert set(sys.modules) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

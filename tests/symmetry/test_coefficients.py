@@ -228,6 +228,66 @@ def test_kernels_outside_of_the_symmetry_keep_one():
     c = invariant_coefficients(model)
     assert of(c)["lstm/lstm_cell/kernel"] == of(c)["a"] == 1.0
     assert "no scale can be shifted through its layer" in str(c)
+    assert c.plain_is_invariant is None
+
+
+class Block(layers.Layer):
+    """A projection shortcut that nobody can see."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.one, self.two = dense("one", None), dense("two", None)
+
+    def call(self, x):
+        return keras.ops.relu(self.one(x)) + self.two(x)
+
+
+def test_what_cannot_be_seen_is_counted():
+    chain = [keras.Input((4,)), dense("a"), dense("b"), dense("c")]
+    model = keras.Sequential([*chain, Block(name="block"), dense("d")])
+    c = invariant_coefficients(model)
+    assert c.plain_is_invariant is None
+    assert "is invariant as far as the kernels can be seen; 2 cannot be seen" in (
+        c.statement
+    )
+    assert "('block/one', 'block/two')" in c.statement
+    model.get_layer("block").trainable = False  # what does not train changes nothing
+    assert invariant_coefficients(model).plain_is_invariant is True
+
+
+def test_what_is_seen_not_to_be_invariant_is_said_whatever_is_hidden():
+    model = residual(projection=True)
+    hidden = keras.Model(model.inputs, Block(name="block")(model.outputs[0]))
+    c = invariant_coefficients(hidden)
+    assert c.plain_is_invariant is False and "is not invariant" in c.statement
+
+
+@pytest.mark.parametrize(
+    "built, pins",
+    [
+        ([dense("a", "silu"), dense("b", "tanh")], "a: silu is not homogeneous (and"),
+        ([dense("a")], "an input of the model (and 1 more)"),
+        ([dense("a"), Block(name="hidden")], "hidden: Block is not known"),
+    ],
+)
+def test_where_nothing_is_free_there_is_nothing_to_be_invariant_to(built, pins):
+    c = invariant_coefficients(keras.Sequential([keras.Input((4,)), *built]))
+    assert "No scale is free, so there is nothing to be invariant to: " in c.statement
+    assert pins in c.statement and "is invariant" not in c.statement
+
+
+def test_an_embedding_beside_a_kernel_bears_none():
+    class Both(layers.Layer):
+        def build(self, shape):
+            self.table = self.add_weight(shape=(5, 4), name="embeddings")
+            self.kernel = self.add_weight(shape=(4, 4), name="kernel")
+
+        def call(self, x):
+            return keras.ops.matmul(x, self.kernel) + self.table[0]
+
+    model = keras.Sequential([keras.Input((4,)), dense("a"), Both(name="both")])
+    c = invariant_coefficients(model)
+    assert set(c.coefficients) == {"a", "both/kernel"}
 
 
 def test_takes_what_regularize_takes():

@@ -1,0 +1,359 @@
+"""Whatever the code of a user reads is found, and pinned: outputs never change."""
+
+import functools
+import random
+import types
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, to_numpy
+from keras import layers, ops
+
+from keras_weissi import balance_scales, scale_groups, shift_scales
+
+SHARED = {}
+
+
+def tied(kernel, x):
+    return ops.matmul(x, ops.transpose(kernel))
+
+
+def use_global(x):
+    return tied(SHARED["encoder"].kernel, x)
+
+
+def decorated(function):
+    @functools.wraps(keras.activations.relu)  # which gives it Keras's module, too
+    def wrapper(*args):
+        return function(*args)
+
+    return wrapper
+
+
+def compiled(function):
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)
+    return function
+
+
+class Callable:
+    def __init__(self, encoder):
+        self.held = {"deep": [{"encoder": encoder}]}
+
+    def __call__(self, x):
+        return tied(self.held["deep"][0]["encoder"].kernel, x)
+
+
+class Generator:
+    def __init__(self, encoder):
+        self.encoder = encoder
+
+    def apply(self, x):
+        return tied(next(e for e in [self.encoder]).kernel, x)
+
+
+def nested(encoder):
+    def outer():
+        def middle():
+            return lambda x: tied(encoder.kernel, x)
+
+        return middle()
+
+    return outer()
+
+
+FUNCTIONS = {
+    "list": lambda e: (lambda held: lambda x: tied(held[1][0].kernel, x))([0, [e]]),
+    "dict": lambda e: (lambda held: lambda x: tied(held["e"].kernel, x))({"e": e}),
+    "object": lambda e: (lambda held: lambda x: tied(held.e.kernel, x))(
+        types.SimpleNamespace(e=e)
+    ),
+    "callable object": Callable,
+    "function": lambda e: (lambda f: lambda x: f(x))(lambda x: tied(e.kernel, x)),
+    "default argument": lambda e: lambda x, held=(e,): tied(held[0].kernel, x),
+    "partial": lambda e: functools.partial(tied, e.kernel),
+    "bound method": lambda e: Generator(e).apply,
+    "global": lambda e: use_global,
+    "decorated": lambda e: decorated(lambda x: tied(e.kernel, x)),
+    "compiled": lambda e: compiled(lambda x: tied(e.kernel, x)),
+    "nested closures": nested,
+    "only in training": lambda e: (
+        lambda x, training=False: tied(e.kernel, x) if training else ops.tile(x, (1, 2))
+    ),
+    "one of two branches": lambda e: (
+        lambda x: ops.cond(
+            ops.sum(x) > 0 if BACKEND == "torch" else ops.sum(x) < -1e9,
+            lambda: tied(e.kernel, x),
+            lambda: ops.tile(x, (1, 2)),
+        )
+    ),
+}
+
+
+class Custom(layers.Layer):
+    """Holds its function out of Keras's sight, and layers of its own in sight."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.box = lambda: function
+        self.own = [layers.Dense(8), layers.Dropout(0.5)]
+
+    def build(self, shape):
+        self.own[0].build((None, 8))
+
+    def call(self, x):
+        y = self.box()(x)
+        return y + self.own[1](self.own[0](y))
+
+
+class Operation(keras.Operation):
+    def __init__(self, function):
+        super().__init__(name="reader")
+        self.box = lambda: function
+
+    def call(self, x):
+        return self.box()(x)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((*x.shape[:-1], 8), x.dtype)
+
+
+def autoencoder(make):
+    """A model whose "encoder" has a kernel of shape (8, 4) that `make` uses again."""
+    encoder = layers.Dense(4, "relu", name="encoder")
+    SHARED["encoder"] = encoder
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "relu", bias_initializer="ones", name="first")(inputs)
+    x = encoder(x)
+    x = make(encoder)(x)
+    x = layers.Dense(8, "relu", name="last")(x)
+    return keras.Model(inputs, layers.Dense(2, name="out")(x))
+
+
+def pins(model):
+    return {pin for group in scale_groups(model).pinned for pin in group.pins}
+
+
+def check_is_pinned(model, reader="reader"):
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    before = to_numpy(model(x)), to_numpy(model(x, training=True))
+    why = f"it shares a weight with {reader}"
+    assert ("encoder", why) in pins(model)
+    balance_scales(model)
+    free = scale_groups(model).free
+    assert [group.layers for group in free] == [("last",)]
+    shift_scales(model, {"last": 8.0, "out": 0.125})
+    after = to_numpy(model(x)), to_numpy(model(x, training=True))
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError):
+        shift_scales(model, {"first": 2.0, "encoder": 0.5, "out": 1.0})
+
+
+@pytest.mark.parametrize("way", FUNCTIONS)
+def test_what_a_lambda_reads(way):
+    def make(encoder):
+        function = FUNCTIONS[way](encoder)
+        return layers.Lambda(function, output_shape=(8,), name="reader")
+
+    check_is_pinned(autoencoder(make))
+
+
+@pytest.mark.parametrize("way", ["list", "partial", "bound method", "compiled"])
+def test_what_an_operation_reads(way):
+    check_is_pinned(autoencoder(lambda e: Operation(FUNCTIONS[way](e))))
+
+
+def test_what_a_layer_that_holds_layers_reads():
+    def make(encoder):
+        return Custom(FUNCTIONS["object"](encoder), name="reader")
+
+    model = autoencoder(make)
+    assert ("encoder", "it shares a weight with reader") in pins(model)
+    assert [group.layers for group in scale_groups(model).free] == [("last",)]
+
+
+@pytest.mark.parametrize("wrapper", [layers.Activation, "dense"])
+def test_what_an_activation_reads(wrapper):
+    def make(encoder):
+        def scaled(x):
+            return x * ops.sum(ops.abs(encoder.kernel))
+
+        if wrapper == "dense":
+            return layers.Dense(8, activation=scaled, name="reader")
+        return wrapper(scaled, name="reader")
+
+    check_is_pinned(autoencoder(make), "the activation of reader")
+
+
+def test_an_activation_that_reads_the_kernel_of_its_own_layer():
+    encoder = layers.Dense(4, name="own")
+    encoder.activation = lambda x: x * ops.sum(ops.abs(encoder.kernel))
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "relu"), encoder, layers.Dense(2)]
+    )
+    assert ("own", "it shares a weight with the activation of own") in pins(model)
+    assert not scale_groups(model).free
+
+
+def test_what_a_function_among_the_arguments_reads():
+    def make(encoder):
+        return lambda x: ops.map(lambda row: tied(encoder.kernel, row[None])[0], x)
+
+    names = [why for layer, why in pins(autoencoder(make)) if layer == "encoder"]
+    assert any("shares a weight with" in why for why in names)
+
+
+def test_a_call_that_is_replaced_is_not_that_of_the_class():
+    layer = layers.Dense(8, name="reader")
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4), layer])
+    layer.call = lambda x: ops.square(x)
+    assert ("reader", "its `call` is not that of its class") in pins(model)
+
+
+def test_a_function_with_an_empty_cell():
+    def make(encoder):
+        def function(x):
+            return ops.tile(x, (1, 2)) if True else later
+
+        if encoder is None:
+            later = 1
+        return layers.Lambda(function, output_shape=(8,))
+
+    assert len(scale_groups(autoencoder(make)).free) == 2
+
+
+class Fails(layers.Layer):
+    def call(self, x):
+        if not isinstance(x, keras.KerasTensor) and x.shape[0] < 100:
+            raise ValueError("expected a hundred rows")
+        return x
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_what_cannot_be_run_may_read_anything():
+    model = autoencoder(lambda e: lambda x: layers.Dense(8)(Fails(name="reader")(x)))
+    assert not scale_groups(model).free
+    reasons = [why for layer, why in pins(model) if layer == "first"]
+    assert any("cannot be run" in why and "a hundred rows" in why for why in reasons)
+
+
+class Takes(layers.Layer):
+    """Counts on what it is given: two tensors, integers, a mask, sizes."""
+
+    def __init__(self, encoder, **kwargs):
+        super().__init__(**kwargs)
+        self.box = lambda: encoder
+        self.table = layers.Embedding(1, 4, mask_zero=True)
+        self.supports_masking = True
+
+    def call(self, x, index, x_mask=None, training=None):
+        y = x + self.table(index)[:, :1, :]
+        if x_mask is not None:
+            y = ops.matmul(y, ops.matmul(self.box().kernel[:4], ops.ones((4, 4))))
+        return y[:, 0] + y[:, -1]
+
+
+def test_tensors_of_any_kind_are_made_up():
+    encoder = layers.Dense(4, "relu", name="encoder")
+    x, index = keras.Input((None, 6)), keras.Input((None,), dtype="int32")
+    y = layers.Masking()(x)
+    y = encoder(layers.Dense(4, "relu", name="first")(y))
+    y = Takes(encoder, name="reader")(y, index)
+    model = keras.Model([x, index], layers.Dense(2)(y))
+    assert ("encoder", "it shares a weight with reader") in pins(model)
+
+
+class Draws(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.counter = self.add_weight(shape=(), trainable=False, name="counter")
+        self.seeds = keras.random.SeedGenerator(3)
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x, training=None):
+        self.counter.assign_add(1.0)
+        noise = random.random() + np.random.rand()
+        self.add_loss(ops.sum(x))
+        x = x + noise + keras.random.normal(ops.shape(x), seed=self.seeds)
+        if BACKEND == "torch":
+            import torch
+
+            x = x + torch.rand(())
+        return self.norm(x, training=training)
+
+
+def test_running_leaves_no_trace():
+    model = autoencoder(lambda e: Draws(name="reader"))
+    layer = model.get_layer("reader")
+    values = [to_numpy(v) for v in (*model.variables, layer.seeds.state)]
+    losses = len(model.losses)
+    state = random.getstate(), np.random.get_state()[1].tolist()
+    if BACKEND == "torch":
+        import torch
+
+        torch_state = torch.get_rng_state()
+    nodes = sum(len(vars(x)["_inbound_nodes"]) for x in model.layers)
+    assert len(scale_groups(model).free) == 2
+    assert nodes == sum(len(vars(x)["_inbound_nodes"]) for x in model.layers)
+    assert len(model.losses) == losses
+    after = [to_numpy(v) for v in (*model.variables, layer.seeds.state)]
+    for one, other in zip(values, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert state == (random.getstate(), np.random.get_state()[1].tolist())
+    if BACKEND == "torch":
+        assert torch.equal(torch_state, torch.get_rng_state())
+
+
+class NeverBuilt(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inside = layers.Dense(4)
+
+    def build(self, shape):
+        self.built = True
+
+    def call(self, x):
+        return self.inside(x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def test_a_layer_that_is_not_built_stays_so():
+    model = autoencoder(lambda e: NeverBuilt(name="reader"))
+    inside = model.get_layer("reader").inside
+    assert not inside.built
+    assert any("a layer that is not built" in why for _, why in pins(model))
+    assert not inside.built and not inside.weights
+    model(np.ones((2, 6), "float32"))
+    assert inside.built and len(scale_groups(model).free) == 2
+
+
+def test_code_of_keras_is_not_run(monkeypatch):
+    from keras_weissi.model import reads
+
+    def refuse(*args):
+        raise AssertionError("run")
+
+    monkeypatch.setattr(reads, "_run", refuse)
+    x = inputs = keras.Input((6, 8))
+    x = layers.MultiHeadAttention(2, 4)(x, x)
+    x = layers.Bidirectional(layers.LSTM(4, return_sequences=True))(x)
+    x = layers.TimeDistributed(layers.Dense(3, "gelu"))(x)
+    x = layers.SpectralNormalization(layers.Conv1D(3, 1, activation="relu"))(x)
+    x = layers.BatchNormalization(gamma_regularizer=lambda w: 0.0)(layers.GRU(4)(x))
+    x = ops.concatenate([x, ops.relu(x[:, :2])], axis=-1)
+    scale_groups(keras.Model(inputs, x))
