@@ -7,6 +7,7 @@ step again.
 """
 
 import dataclasses
+import math
 
 import keras
 
@@ -19,12 +20,13 @@ from keras_weissi.attach.decisions import (
     check_calls,
     decide,
     decide_invariant,
+    with_losses,
 )
 from keras_weissi.attach.saved_config import set_all
 from keras_weissi.model.eligibility import Reason
 from keras_weissi.model.kernels import host_norm, kernels_of_built
-from keras_weissi.model.selection import Layers, Regularizers
-from keras_weissi.model.walk import layers_of
+from keras_weissi.model.selection import Layers, Regularizers, path_of
+from keras_weissi.model.walk import layers_of, unbuilt_layers
 from keras_weissi.regularizers import WEISSI
 
 
@@ -112,21 +114,17 @@ def regularize(
     check_bool(include_normalized, "include_normalized")
     check_bool(replace, "replace")
     check_bool(invariant, "invariant")
-    kernels_of_built(model, everything=True)  # raises if there are none
+    kernels_of_built(model)  # raises if there are none
     how = decide_invariant if invariant else decide
     decisions = how(model, regularizer, layers, include_normalized, replace)
     check_calls(decisions)
-    # Before the model is changed: a warning may be made an error.
-    _warn(decisions)
-    report = _report(decisions)
     changes = [
         (owner, name, decision.regularizer)
         for decision in decisions
         if decision.is_change
         for owner, name in ((decision.kernel.variable, "regularizer"), *decision.places)
     ]
-    _apply(model, changes)
-    return report
+    return _carry_out(model, decisions, changes)
 
 
 def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
@@ -155,7 +153,7 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
         Decision(kernel, None, is_change=True)
         if isinstance(kernel.regularizer, WEISSI)
         else Decision(kernel, kernel.regularizer)
-        for kernel in kernels_of_built(model, everything=True)
+        for kernel in kernels_of_built(model)
     ]
     changes = [
         (owner, name, None)
@@ -166,43 +164,61 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
         )
         if isinstance(value, WEISSI)
     ]
-    report = _report(decisions)
-    _apply(model, changes)
+    return _carry_out(model, decisions, changes, "deregularize")
+
+
+def _carry_out(model, decisions, changes, caller="regularize"):
+    """Sets the regularizers, warns, reports, and makes compiled steps again, or none.
+
+    Whether they are saved is known only once they are set. A warning may be an error.
+    """
+    models = [layer for layer in layers_of(model) if isinstance(layer, keras.Model)]
+    steps = [
+        (part, kind)
+        for part in models
+        for kind in ("train", "test")
+        if getattr(part, f"{kind}_function") is not None
+    ]
+    with set_all(changes):
+        decisions = with_losses(decisions, model)
+        _warn(decisions, caller)
+        for part, kind in steps:
+            # What `tf.function` and `jax.jit` have traced, nobody can make anew.
+            step = getattr(part, f"{kind}_step")
+            if hasattr(step, "get_concrete_function") or hasattr(step, "lower"):
+                warn(
+                    f"{caller} changes nothing in `{kind}_step` of model "
+                    f"{part.name!r}, which was traced before and keeps what it had. "
+                    f"Take the decorator off `{kind}_step`: `fit` compiles it anyway. "
+                    f"Or call {caller} before the first step."
+                )
+        report = _report(model, decisions)
+        with set_all([(part, f"{kind}_function", None) for part, kind in steps]):
+            for part, kind in steps:
+                getattr(part, f"make_{kind}_function")()
     return report
 
 
-def _apply(model, changes):
-    """Sets the regularizers, and makes compiled training steps again."""
-    set_all(changes)
-    for layer in layers_of(model):
-        if isinstance(layer, keras.Model):
-            # Not set to None, as `compile` does: `fit` may be calling us.
-            if layer.train_function is not None:
-                layer.make_train_function(force=True)
-            if layer.test_function is not None:
-                layer.make_test_function(force=True)
-
-
-def _warn(decisions):
+def _warn(decisions, caller):
     """Warns of what was asked for and refused, and of what will not be saved."""
     refused = [d for d in decisions if d.is_refused]
-    lost = [d for d in decisions if d.regularizer and d.lost_by and d.is_change]
+    lost = [d for d in decisions if d.lost]
     count = len(decisions)
     warnings = []
     if refused:
-        what = f"regularize left {len(refused)} of {count} kernels as before"
+        what = f"{caller} left {len(refused)} of {count} kernels as before"
         warnings.append((what, refused))
-    elif not any(decision.is_change for decision in decisions):
+    elif caller == "regularize" and not any(d.is_change for d in decisions):
         warnings.append((f"regularize changed 0 of {count} kernels", decisions))
     if lost:
         what = f"The regularizer of {len(lost)} of {count} kernels may not be saved"
         warnings.append((what, lost))
     for what, concerned in warnings:
         shown = listed([f"{d.kernel.name!r} ({_note(d)})" for d in concerned])
-        warn(f"{what}: {shown}. The report that `regularize` returns lists them all.")
+        warn(f"{what}: {shown}. The report that `{caller}` returns lists them all.")
 
 
-def _report(decisions):
+def _report(model, decisions):
     """Makes the report, before the change: a norm that cannot be read raises."""
     rows = [
         AttachmentRow(
@@ -215,35 +231,37 @@ def _report(decisions):
         )
         for decision in decisions
     ]
-    changed = sum(decision.is_change for decision in decisions)
+    changed = sum(row.changed for row in rows)
     caption = f"{changed} of {len(rows)} kernels changed"
     reasons = [d.left_out.reason for d in decisions if d.left_out]
     if normalized := reasons.count(Reason.NORMALIZED):
         caption += f"; include_normalized=True takes the {normalized} normalized ones"
+    note = "not built yet: call the model on data and then regularize again"
+    rows += [
+        AttachmentRow(path_of(layers), (), math.nan, None, False, note)
+        for layers in unbuilt_layers(model)
+    ]
     return KernelTable(rows, "name shape norm regularizer note", caption)
 
 
 def _note(decision):
     """Says what the report says of a decision."""
     kernel, notes = decision.kernel, []
+    lost = [decision.lost] if decision.lost else []
     if decision.left_out is not None:
         notes.append(str(decision.left_out))
     if not decision.is_change:
-        return "; ".join(notes)
+        return "; ".join(notes + lost)
     if decision.regularizer is None:
-        return "; ".join([*notes, "WEISSI taken off"])
+        return "; ".join([*notes, "WEISSI taken off", *lost])
     if decision.coefficient is not None:
         notes.append(f"coefficient {decision.coefficient:.4g}")
-    if kernel.regularizer is not None:
-        notes.append(f"was {format_regularizer(kernel.regularizer)}")
+    if decision.was is not None:
+        notes.append(f"was {format_regularizer(decision.was)}")
     if not kernel.variable.trainable:
         notes.append("frozen: counts once it is trainable")
     if decision.normalization == "?":
         notes.append("what it feeds is hidden: may be normalized")
     elif decision.normalization is not None:
         notes.append(f"normalized by {decision.normalization}")
-    if decision.lost_by is not None and not decision.places:
-        notes.append("not saved: the layer has no argument for it")
-    elif decision.lost_by is not None:
-        notes.append(f"not saved unless {type(decision.lost_by).__name__} saves it")
-    return "; ".join(notes)
+    return "; ".join(notes + lost)

@@ -18,6 +18,7 @@ class Reason(enum.Enum):
     LORA = "LoRA is enabled: the kernel is frozen, its update is elsewhere{}"
     QUANTIZED = "quantized to {}"
     EMBEDDING = "an embedding: name it in `layers` to take it"
+    UNNAMED = "its name is no kernel's: name it in `layers` to take it"
     HAS_ANOTHER = "has {} already; replace=True replaces it"
     NORMALIZED = "normalized by {}"
     SHARES_AN_ARGUMENT = "left out with {}"
@@ -27,6 +28,7 @@ class Reason(enum.Enum):
 
 _BY_DEFAULT = {
     Reason.EMBEDDING,
+    Reason.UNNAMED,
     Reason.NORMALIZED,
     Reason.OTHERS_TAKE_IT,
     Reason.NOT_NEEDED,
@@ -78,6 +80,9 @@ def why_left_out(
         return LeftOut(Reason.QUANTIZED, mode or kernel.variable.dtype)
     if kernel.kind == "embedding" and not by_name:
         return LeftOut(Reason.EMBEDDING)
+    is_ours = isinstance(kernel.regularizer, WEISSI)
+    if kernel.kind == "matrix" and not by_name and not is_ours:
+        return LeftOut(Reason.UNNAMED)
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
         return LeftOut(Reason.HAS_ANOTHER, format_regularizer(old))

@@ -91,7 +91,7 @@ def resolve(name, candidates, argument):
     chains = [(kernel, (*kernel.parents, kernel.layer)) for kernel in candidates]
     for is_meant in (
         lambda chain: chain[-1] is name,
-        lambda chain: _path(chain) == name,
+        lambda chain: path_of(chain) == name,
         lambda chain: chain[-1].name == name,
     ):
         found = [
@@ -105,7 +105,7 @@ def resolve(name, candidates, argument):
         if len(meant) == 1:
             return {kernel.name: len(chain) for kernel, chain in found}
         if meant:
-            options = list(dict.fromkeys(map(_path, meant.values())))
+            options = list(dict.fromkeys(map(path_of, meant.values())))
             if len(options) < len(meant):
                 options = [kernel.name for kernel, _ in found]
             raise ValueError(
@@ -195,7 +195,8 @@ def regularizers_by_kernel(regularizer, candidates):
     raise invalid("regularizer", expected, regularizer)
 
 
-def _path(chain):
+def path_of(chain):
+    """Joins the names of layers inside each other, as in the names of kernels."""
     return "/".join(clean(layer.name) for layer in chain)
 
 
