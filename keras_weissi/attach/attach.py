@@ -37,7 +37,7 @@ class AttachmentRow:
     Attributes:
         name: str, the kernel's name.
         shape: tuple of ints.
-        norm: float, the Frobenius norm.
+        norm: float, the Frobenius norm. NaN for what is quantized or not built.
         regularizer: what acts on the kernel now, or `None`.
         changed: bool, whether this call put it there, or took one off.
         note: str, why the kernel was left as it was, or what else to know.
@@ -69,16 +69,21 @@ def regularize(
 
     It leaves out kernels directly before a normalization layer, whose scale is
     normalized away; embeddings; kernels that have another regularizer; quantized
-    kernels; and kernels with LoRA enabled. The report gives the reason for each, and a
-    warning lists those that the call asked for. A normalization layer that is named
-    gets the regularizer on its gamma.
+    kernels; kernels with LoRA enabled; and matrices of custom layers that are not
+    called "kernel" or "..._kernel", unless they are named. The report gives the reason
+    for each, and a warning lists those that the call asked for. Another lists those
+    that would have another regularizer once the model is saved and loaded. A
+    normalization layer that is named gets the regularizer on its gamma.
 
     A name means the kernel of that name in the report; if there is none, the layer or
     nested model of that path, such as `"backbone/block"`; if there is none, the one
     layer of that name.
 
     Args:
-        model: A built `keras.Model`, the one that is compiled and fitted.
+        model: A built `keras.Model`, the one that is compiled and fitted. To change a
+            part of it, name the part: `regularize(model, ..., layers="backbone")`. With
+            `regularize(model.get_layer("backbone"), ...)`, a model that was fitted
+            before keeps its old training step until it is compiled again.
         regularizer: A `keras.regularizers.Regularizer`, or the name of one of Keras's
             own; or a dict of them by name; or a function from the layer that owns a
             kernel to a regularizer, or to `None` to leave the kernel as it is.
@@ -95,11 +100,12 @@ def regularize(
             as `regularizer`, and `layers=None`. Defaults to `False`.
 
     Returns:
-        `KernelTable` of `AttachmentRow`: every kernel of the model, in order. It prints
-        as a table.
+        `KernelTable` of `AttachmentRow`: every kernel of the model, in order, then the
+        layers that are not built yet. It prints as a table.
 
     Raises:
-        ValueError: If the model is not built, a name matches no kernel or several
+        ValueError: If the model is not built (or, if it only has a `train_step`, one of
+            its layers is not), a name matches no kernel or several
             layers, or an argument is invalid. The model stays as it was.
 
     Example:

@@ -61,7 +61,7 @@ def after_loading(model, changed):
         Dict from the ids of variables to pairs of the outermost layer that makes them
         again, and of a tuple: the regularizer, or nothing if that cannot be known.
     """
-    found = {}
+    found: dict[int, tuple[keras.Layer, tuple]] = {}
     for layer in _saved_alone(model):
         ids = [id(variable) for variable in layer.weights]
         if changed.isdisjoint(ids):
