@@ -116,7 +116,7 @@ def _objects_of(layer):
         for value in (inside, *vars(inside).values()):
             is_function = inspect.isfunction(value)
             thing = value if is_function else type(value)
-            is_ours = thing.__module__.split(".")[0] != "keras"
+            is_ours = str(thing.__module__).split(".")[0] != "keras"
             if is_ours and (is_function or hasattr(thing, "get_config")):
                 objects[thing.__name__] = thing
     return objects
@@ -126,9 +126,8 @@ def _pairs(old, new, seen):
     if id(old) in seen:
         return
     seen.add(id(old))
-    build_config = old.get_build_config()
-    if old.built and not new.built and build_config:
-        new.build_from_config(build_config)
+    if old.built and not new.built and (config := old.get_build_config()):
+        new.build_from_config(config)
     for list_of in (own_variables, sublayers):
         both = list(list_of(old)), list(list_of(new))
         if len(both[0]) != len(both[1]):

@@ -462,7 +462,7 @@ def test_functions_that_are_not_registered_are_no_reason_to_warn():
 
 
 def test_reading_the_configuration_back_leaves_no_traces():
-    model = chain(Keeper(layers.Dense(4)), AutoConfig(), Wrapping(layers.Dense(4)))
+    model = chain(Keeper(layers.Dense(4)), AutoConfig(), Holder())
     layers.Dense(1)
     before = layers.Dense(1).name, random.getstate()
     weights = model.get_weights()
