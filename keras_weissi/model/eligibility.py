@@ -18,7 +18,7 @@ class Reason(enum.Enum):
     LORA = "LoRA is enabled: the kernel is frozen, its update is elsewhere{}"
     QUANTIZED = "quantized to {}"
     EMBEDDING = "an embedding: name it in `layers` to take it"
-    UNNAMED = "its name is no kernel's: name it in `layers` to take it"
+    UNNAMED = "not called kernel: name it in `layers` to take it"
     HAS_ANOTHER = "has {} already; replace=True replaces it"
     NORMALIZED = "normalized by {}"
     SHARES_AN_ARGUMENT = "left out with {}"
