@@ -163,7 +163,7 @@ def with_losses(decisions, model):
     The decisions have to be carried out before.
     """
     changes = [decision for decision in decisions if decision.is_change]
-    loaded = after_loading(model, {id(d.kernel.variable) for d in changes})
+    loaded = after_loading(model, decisions)
     put = {_described(decision.regularizer) for decision in changes}
     return [
         dataclasses.replace(decision, lost=_lost(decision, loaded, put))

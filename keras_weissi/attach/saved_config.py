@@ -47,7 +47,7 @@ def attention_around(kernel):
     return None
 
 
-def after_loading(model, changed):
+def after_loading(model, decisions):
     """Finds what would act on weights if the model was saved and loaded.
 
     It reads the configuration back as loading does, and makes layers from it again, but
@@ -55,21 +55,35 @@ def after_loading(model, changed):
 
     Args:
         model: The `keras.Model`.
-        changed: Set of ids of variables. Layers without any of them are passed over.
+        decisions: List of `Decision`. Layers without a change are passed over.
 
     Returns:
         Dict from the ids of variables to pairs of the outermost layer that makes them
         again, and of a tuple: the regularizer, or nothing if that cannot be known.
+        Without those of layers that keep what they are given.
     """
     found: dict[int, tuple[keras.Layer, tuple]] = {}
     for layer in _saved_alone(model):
-        ids = [id(variable) for variable in layer.weights]
-        if changed.isdisjoint(ids):
+        ids = {id(variable) for variable in layer.weights}
+        inside = [d for d in decisions if id(d.kernel.variable) in ids]
+        if not any(d.is_change for d in inside) or _is_kept(layer, inside):
             continue
         found.update({key: (layer, ()) for key in ids})
         for variable, again in _made_again(layer):
             found[id(variable)] = layer, (again.regularizer,)
     return found
+
+
+def _is_kept(layer, decisions):
+    """Whether all layers inside are Keras's own, and all kernels get the same.
+
+    To serialize anything, Keras imports TensorFlow, which takes seconds elsewhere.
+    """
+    return (
+        all(map(is_of_keras, layers_of(layer)))
+        and all(d.is_change and (d.places or not d.regularizer) for d in decisions)
+        and len({id(d.regularizer) for d in decisions}) == 1
+    )
 
 
 def _saved_alone(layer):

@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from helpers import run_python
 from keras import layers, ops
 
 from keras_weissi import WEISSI, deregularize, regularize
@@ -473,3 +474,19 @@ def test_reading_the_configuration_back_leaves_no_traces():
     assert layers.Dense(1).name == f"dense_{number + 1}"
     for a, b in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="has it already")
+def test_layers_of_keras_need_no_tensorflow():
+    program = """
+import sys, keras
+from keras_weissi import WEISSI, deregularize, regularize
+layers = keras.layers
+model = keras.Sequential([
+    keras.Input((5, 4)), layers.Bidirectional(layers.LSTM(3)), layers.Dense(2)
+])
+regularize(model, WEISSI(0.1)), deregularize(model)
+assert "tensorflow" not in sys.modules
+"""
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
