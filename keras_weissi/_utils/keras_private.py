@@ -4,10 +4,38 @@ Each function is one such use, with a test that fails when a new version of Kera
 changes it.
 """
 
+import contextlib
+import copy
+import random
+
+from keras.src.backend.common import global_state
+
 
 def sublayers(layer):
     """Lists the layers directly inside a layer; Keras shows only those of models."""
     return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def made_trainable(layer):
+    """Lists the weights of a layer itself that are trained unless it is frozen."""
+    return layer._trainable_variables
+
+
+@contextlib.contextmanager
+def leaving_no_traces():
+    """Layers made inside take no numbers for names and no random seeds.
+
+    Nor does Keras keep those of their weights that have no value yet.
+    """
+    names = ("object_name_uids", "uninitialized_variables")
+    before = [copy.copy(global_state.get_global_attribute(name)) for name in names]
+    seeds = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(seeds)
+        for name, value in zip(names, before, strict=True):
+            global_state.set_global_attribute(name, value)
 
 
 def nodes_of(function):

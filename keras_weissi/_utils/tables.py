@@ -79,7 +79,7 @@ def format_regularizer(regularizer):
 
 def _cell(name, value):
     if name in _NUMBERS:
-        return _NUMBERS[name](value)
+        return "" if value != value else _NUMBERS[name](value)
     if name == "regularizer":
         return format_regularizer(value)
     if name == "shape":  # as in Keras's summary
@@ -91,4 +91,4 @@ def _cell(name, value):
 _NUMBERS: dict[str, Callable[[float], str]] = dict.fromkeys(
     ("norm", "before", "after", "factor", "coefficient"), "{:.4g}".format
 )
-_NUMBERS["share"] = lambda share: "" if share != share else f"{share:.1%}"
+_NUMBERS["share"] = "{:.1%}".format

@@ -6,6 +6,7 @@ arguments of an attention layer around it), and the compiled training step is re
 """
 
 import dataclasses
+import math
 
 import keras
 
@@ -18,12 +19,13 @@ from keras_weissi.attach.decisions import (
     check_calls,
     decide,
     decide_invariant,
+    with_losses,
 )
 from keras_weissi.attach.saved_config import set_all
 from keras_weissi.model.eligibility import Reason
 from keras_weissi.model.kernels import host_norm, kernels_of_built
-from keras_weissi.model.selection import Layers, Regularizers
-from keras_weissi.model.walk import layers_of
+from keras_weissi.model.selection import Layers, Regularizers, path_of
+from keras_weissi.model.walk import layers_of, unbuilt_layers
 from keras_weissi.regularizers import WEISSI
 
 
@@ -34,7 +36,7 @@ class AttachmentRow:
     Attributes:
         name: str, the kernel's name.
         shape: tuple of ints.
-        norm: float, the Frobenius norm.
+        norm: float, the Frobenius norm. NaN for what is quantized or not built.
         regularizer: what acts on the kernel now, or `None`.
         changed: bool, whether this call set it, or removed one.
         note: str, why the kernel was left as it was, or what else to know.
@@ -66,16 +68,22 @@ def regularize(
 
     It leaves out kernels directly before a normalization layer, whose scale is
     normalized away; embeddings; kernels that have another regularizer; quantized
-    kernels; and kernels with LoRA enabled. The report gives the reason for each, and a
-    warning lists those that the call asked for. A normalization layer that is named
-    gets the regularizer on its gamma, the weight that scales its output.
+    kernels; kernels with LoRA enabled; and matrices of custom layers that are not
+    called "kernel" or "..._kernel", unless they are selected. The report gives the
+    reason for each, and a warning lists those that the call asked for. Another lists
+    those that would have another regularizer once the model is saved and loaded. A
+    normalization layer that is named gets the regularizer on its gamma, the weight that
+    scales its output.
 
     A name is the path of a layer or nested model, such as `"backbone/block"`, or the
     name of a kernel in the report; otherwise, of the only layer of this name at any
     depth.
 
     Args:
-        model: A built `keras.Model`, the one that is compiled and fitted.
+        model: A built `keras.Model`, the one that is compiled and fitted. To change a
+            part of it, name the part: `regularize(model, ..., layers="backbone")`. With
+            `regularize(model.get_layer("backbone"), ...)`, a model that was fitted
+            before keeps its old training step until it is compiled again.
         regularizer: A `keras.regularizers.Regularizer`, or the name of one of Keras's
             own; or a dict of them by name; or a function from the layer that owns a
             kernel to a regularizer, or to `None` to leave the kernel as it is.
@@ -91,11 +99,12 @@ def regularize(
             `WEISSI` as `regularizer`, and `layers=None`. Defaults to `False`.
 
     Returns:
-        `KernelTable` of `AttachmentRow`: every kernel of the model, in order. It prints
-        as a table.
+        `KernelTable` of `AttachmentRow`: every kernel of the model, in order, then the
+        layers that are not built yet. It prints as a table.
 
     Raises:
-        ValueError: If the model is not built, a name matches no kernel or several
+        ValueError: If the model is not built (or, if it only has a `train_step`, one of
+            its layers is not), a name matches no kernel or several
             layers, or an argument is invalid. The model stays as it was.
 
     Example:
@@ -110,21 +119,17 @@ def regularize(
     check_bool(include_normalized, "include_normalized")
     check_bool(replace, "replace")
     check_bool(invariant, "invariant")
-    kernels_of_built(model, everything=True)  # raises if there are none
+    kernels_of_built(model)  # raises if there are none
     how = decide_invariant if invariant else decide
     decisions = how(model, regularizer, layers, include_normalized, replace)
     check_calls(decisions)
-    # Warn before the model is changed, in case warnings are errors.
-    _warn(decisions)
-    report = _report(decisions)
     changes = [
         (owner, name, decision.regularizer)
         for decision in decisions
         if decision.is_change
         for owner, name in ((decision.kernel.variable, "regularizer"), *decision.places)
     ]
-    _apply(model, changes)
-    return report
+    return _carry_out(model, decisions, changes)
 
 
 def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
@@ -153,7 +158,7 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
         Decision(kernel, None, is_change=True)
         if isinstance(kernel.regularizer, WEISSI)
         else Decision(kernel, kernel.regularizer)
-        for kernel in kernels_of_built(model, everything=True)
+        for kernel in kernels_of_built(model)
     ]
     changes = [
         (owner, name, None)
@@ -164,36 +169,55 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
         )
         if isinstance(value, WEISSI)
     ]
-    report = _report(decisions)
-    _apply(model, changes)
+    return _carry_out(model, decisions, changes, "deregularize")
+
+
+def _carry_out(model, decisions, changes, caller="regularize"):
+    """Sets the regularizers, warns, reports, and makes compiled steps again, or none.
+
+    Whether they are saved is known only once they are set. A warning may be an error.
+    """
+    models = [layer for layer in layers_of(model) if isinstance(layer, keras.Model)]
+    steps = [
+        (part, kind)
+        for part in models
+        for kind in ("train", "test")
+        if getattr(part, f"{kind}_function") is not None
+    ]
+    with set_all(changes):
+        decisions = with_losses(decisions, model)
+        _warn(decisions, caller)
+        for part, kind in steps:
+            # What `tf.function` and `jax.jit` have traced, nobody can make anew.
+            step = getattr(part, f"{kind}_step")
+            if hasattr(step, "get_concrete_function") or hasattr(step, "lower"):
+                warn(
+                    f"{caller} changes nothing in `{kind}_step` of model "
+                    f"{part.name!r}, which was traced before and keeps what it had. "
+                    f"Take the decorator off `{kind}_step`: `fit` compiles it anyway. "
+                    f"Or call {caller} before the first step."
+                )
+        report = _report(model, decisions)
+        with set_all([(part, f"{kind}_function", None) for part, kind in steps]):
+            for part, kind in steps:
+                getattr(part, f"make_{kind}_function")()
     return report
 
 
-def _apply(model, changes):
-    """Sets the regularizers, and rebuilds the compiled training steps."""
-    set_all(changes)
-    for layer in layers_of(model):
-        if isinstance(layer, keras.Model):
-            # Not set to None, as `compile` does: this may run inside `fit`.
-            if layer.train_function is not None:
-                layer.make_train_function(force=True)
-            if layer.test_function is not None:
-                layer.make_test_function(force=True)
-
-
-def _warn(decisions):
+def _warn(decisions, caller):
     """Warns of what was asked for and refused, and of what will not be saved."""
     refused = [d for d in decisions if d.is_refused]
-    lost = [d for d in decisions if d.regularizer and d.lost_by and d.is_change]
+    lost = [d for d in decisions if d.lost]
     count = len(decisions)
     warnings = []
     if refused:
-        what = f"regularize skipped {len(refused)} of {count} kernels"
+        what = f"{caller} skipped {len(refused)} of {count} kernels"
         warnings.append((what, refused))
     rest = [decision for decision in decisions if not decision.is_refused]
     reasons = [decision.left_out and decision.left_out.reason for decision in rest]
     is_consequence = not refused or Reason.OTHERS_TAKE_IT in reasons
-    if is_consequence and not any(d.is_change and d.regularizer for d in rest):
+    is_none_put = not any(d.is_change and d.regularizer for d in rest)
+    if caller == "regularize" and is_consequence and is_none_put:
         what = f"regularize put a regularizer on 0 of {count} kernels"
         warnings.append((what, rest))
     if lost:
@@ -201,10 +225,10 @@ def _warn(decisions):
         warnings.append((what, lost))
     for what, concerned in warnings:
         shown = listed([f"{d.kernel.name!r} ({_note(d)})" for d in concerned])
-        warn(f"{what}: {shown}. The report that `regularize` returns lists them all.")
+        warn(f"{what}: {shown}. The report that `{caller}` returns lists them all.")
 
 
-def _report(decisions):
+def _report(model, decisions):
     """Makes the report, before the change: a norm that cannot be read raises."""
     rows = [
         AttachmentRow(
@@ -217,35 +241,37 @@ def _report(decisions):
         )
         for decision in decisions
     ]
-    changed = sum(decision.is_change for decision in decisions)
+    changed = sum(row.changed for row in rows)
     caption = f"{changed} of {len(rows)} kernels changed"
     reasons = [d.left_out.reason for d in decisions if d.left_out and not d.is_change]
     if normalized := reasons.count(Reason.NORMALIZED):
         caption += f"; include_normalized=True would change {normalized} more"
+    note = "not built yet: call the model on data and then regularize again"
+    rows += [
+        AttachmentRow(path_of(layers), (), math.nan, None, False, note)
+        for layers in unbuilt_layers(model)
+    ]
     return KernelTable(rows, "name shape norm regularizer note", caption)
 
 
 def _note(decision):
     """Says what the report says of a decision."""
     kernel, notes = decision.kernel, []
+    lost = [decision.lost] if decision.lost else []
     if decision.left_out is not None:
         notes.append(str(decision.left_out))
     if not decision.is_change:
-        return "; ".join(notes)
+        return "; ".join(notes + lost)
     if decision.regularizer is None:
-        return "; ".join([*notes, "WEISSI removed"])
+        return "; ".join([*notes, "WEISSI removed", *lost])
     if decision.coefficient is not None:
         notes.append(f"coefficient {decision.coefficient:.4g}")
-    if kernel.regularizer is not None:
-        notes.append(f"was {format_regularizer(kernel.regularizer)}")
+    if decision.was is not None:
+        notes.append(f"was {format_regularizer(decision.was)}")
     if not kernel.variable.trainable:
         notes.append("frozen: not penalized until it is trainable")
     if decision.normalization == "?":
         notes.append("may be normalized: Keras does not show which layer comes next")
     elif decision.normalization is not None:
         notes.append(f"normalized by {decision.normalization}")
-    if decision.lost_by is not None and not decision.places:
-        notes.append("not saved: the layer has no argument for it")
-    elif decision.lost_by is not None:
-        notes.append(f"not saved unless {type(decision.lost_by).__name__} saves it")
-    return "; ".join(notes)
+    return "; ".join(notes + lost)

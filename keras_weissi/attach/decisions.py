@@ -1,16 +1,14 @@
 """Decides what happens to each kernel when a regularizer is set on a model."""
 
 import dataclasses
-import functools
 
 import keras
 
 from keras_weissi._utils.tables import format_regularizer
 from keras_weissi._utils.validation import invalid
 from keras_weissi.attach.saved_config import (
+    after_loading,
     attention_around,
-    keeps_layers,
-    lost_by,
     places_of,
 )
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
@@ -36,8 +34,9 @@ class Decision:
     is_refused: bool = False  # whether it is left out although the call selected it
     coefficient: float | None = None  # in the invariant penalty
     normalization: str | None = None  # what `Graph.normalization_of` says of a change
+    was: keras.regularizers.Regularizer | None = None  # what a change replaces
     places: tuple[tuple[keras.Layer, str], ...] = ()  # the attributes that keep it
-    lost_by: keras.Layer | None = None  # the layer that does not save it
+    lost: str = ""  # what is said if it is another one after saving and loading
 
 
 def decide(model, regularizer, layers, include_normalized, replace):
@@ -72,7 +71,7 @@ def decide(model, regularizer, layers, include_normalized, replace):
         is_change = left_out is None
         gets = wanted[kernel.name] if is_change else kernel.regularizer
         decisions.append(Decision(kernel, gets, is_change, left_out, is_refused))
-    return _completed(decisions, model, graph)
+    return _completed(decisions, graph)
 
 
 def decide_invariant(model, regularizer, layers, include_normalized, replace):
@@ -89,7 +88,7 @@ def decide_invariant(model, regularizer, layers, include_normalized, replace):
     graph = Graph(model)
     shares, _ = find_shares(model, graph, include_normalized, replace)
     decisions = [_decide_share(share, regularizer) for share in shares]
-    return _completed(decisions, model, graph)
+    return _completed(decisions, graph)
 
 
 def _decide_share(share, regularizer):
@@ -109,19 +108,17 @@ def _decide_share(share, regularizer):
     return Decision(kernel, gets, is_removed, share.left_out, is_refused)
 
 
-def _completed(decisions, model, graph):
-    """Adds to each change where it is kept, whether it is saved, and what it feeds."""
-    keeps = functools.cache(keeps_layers)
+def _completed(decisions, graph):
+    """Adds to each change where it is kept, and what it feeds."""
     completed = []
     for decision in decisions:
         if decision.is_change:
             kernel = decision.kernel
-            places = tuple(places_of(kernel))
             decision = dataclasses.replace(
                 decision,
+                was=kernel.regularizer,
                 normalization=graph.normalization_of(kernel.layer, kernel.parents),
-                places=places,
-                lost_by=lost_by(kernel, places, model, keeps),
+                places=tuple(places_of(kernel)),
             )
         completed.append(decision)
     return _agreed_in_attention(completed)
@@ -163,21 +160,65 @@ def _described(regularizer):
     return regularizer and str((type(regularizer), regularizer.get_config()))
 
 
+def with_losses(decisions, model):
+    """Adds to each decision what is lost when the model is saved and loaded.
+
+    The decisions have to be carried out before.
+    """
+    changes = [decision for decision in decisions if decision.is_change]
+    loaded = after_loading(model, decisions)
+    put = {_described(decision.regularizer) for decision in changes}
+    return [
+        dataclasses.replace(decision, lost=_lost(decision, loaded, put))
+        for decision in decisions
+    ]
+
+
+def _lost(decision, loaded, put):
+    layer, known = loaded.get(id(decision.kernel.variable), (None, ()))
+    described = [_described(regularizer) for regularizer in known]
+    if layer is None or described == [_described(decision.regularizer)]:
+        return ""
+    name = type(layer).__name__
+    if not decision.is_change:
+        # What another regularizer becomes is no doing of this call.
+        if put.isdisjoint(described):
+            return ""
+        gets = format_regularizer(known[0])
+        return f"not saved: {name} is loaded with {gets or 'none'} on it"
+    if decision.regularizer is None:
+        return f"not saved: WEISSI is back after loading unless {name} saves it"
+    if not decision.places:
+        return "not saved: the layer has no argument for it"
+    return f"not saved unless {name} saves it"
+
+
+# Those that take a kernel of any shape.
+_TAKE_ALL = (
+    type(None),
+    WEISSI,
+    keras.regularizers.L1,
+    keras.regularizers.L2,
+    keras.regularizers.L1L2,
+)
+
+
 def check_calls(decisions):
-    """Raises if a regularizer fails on a kernel of this rank."""
+    """Raises if a regularizer fails on a kernel that it is set on."""
     tried = set()
     for decision in decisions:
-        kernel, regularizer = decision.kernel, decision.regularizer
-        rank = len(kernel.variable.shape)
-        is_put = decision.is_change and regularizer is not None
-        if not is_put or (id(regularizer), rank) in tried:
+        variable, regularizer = decision.kernel.variable, decision.regularizer
+        shape = tuple(variable.shape)
+        is_put = decision.is_change and type(regularizer) not in _TAKE_ALL
+        if not is_put or (id(regularizer), shape) in tried:
             continue
-        tried.add((id(regularizer), rank))
+        tried.add((id(regularizer), shape))
         try:
-            regularizer(keras.ops.ones((1,) * rank))
+            regularizer(variable.value)
         except Exception as error:
             raise ValueError(
                 "Invalid value for argument `regularizer`. Expected one that takes "
-                f"kernel {kernel.name!r}, of rank {rank}. Received: "
-                f"{format_regularizer(regularizer)}, which raises: {error}"
+                f"kernel {decision.kernel.name!r}, of shape {shape} and of rank "
+                f"{len(shape)}. Received: {format_regularizer(regularizer)}, which "
+                f"raises: {error}"
             ) from error

@@ -1,9 +1,18 @@
 """Where a layer keeps the regularizer of a kernel, and whether it is saved with it."""
 
+import contextlib
+import inspect
+import warnings
+
 import keras
 
-from keras_weissi._utils.keras_private import regularizer_attributes
+from keras_weissi._utils.keras_private import (
+    leaving_no_traces,
+    regularizer_attributes,
+    sublayers,
+)
 from keras_weissi.model.homogeneity import is_of_keras
+from keras_weissi.model.walk import layers_of, own_variables
 
 
 def places_of(kernel):
@@ -13,9 +22,14 @@ def places_of(kernel):
         List of pairs of a layer and the name of its attribute; empty if the layer has
         no argument for it.
     """
-    stem = kernel.variable.name
-    names = [f"{stem}_regularizer", f"{stem.removesuffix('_kernel')}_regularizer"]
-    if stem == "kernel":
+    # Variables without a name are called "variable".
+    stems = [n for n, v in vars(kernel.layer).items() if v is kernel.variable]
+    names = [
+        f"{base}_regularizer"
+        for stem in (kernel.variable.name, *stems)
+        for base in (stem, stem.removesuffix("_kernel"))
+    ]
+    if kernel.variable.name == "kernel":
         names.append("depthwise_regularizer")  # DepthwiseConv calls it that
     places = [(kernel.layer, name) for name in names if hasattr(kernel.layer, name)][:1]
     attention = attention_around(kernel)
@@ -33,60 +47,127 @@ def attention_around(kernel):
     return None
 
 
-def lost_by(kernel, places, model, keeps_layers):
-    """Finds the layer that loses the regularizer of a kernel when the model is saved.
+def after_loading(model, decisions):
+    """Finds what would act on weights if the model was saved and loaded.
+
+    It reads the configuration back as loading does, and makes layers from it again, but
+    none of their weights.
 
     Args:
-        kernel: `Kernel`.
-        places: What `places_of` says of it.
         model: The `keras.Model`.
-        keeps_layers: The function below, or a cached one: it is slow for large models.
+        decisions: List of `Decision`. Layers without a change are passed over.
 
     Returns:
-        The `keras.Layer`, or `None` if the regularizer is saved.
+        Dict from the ids of variables to pairs of the outermost layer that makes them
+        again, and of a tuple: the regularizer, or nothing if that cannot be known.
+        Without those of layers that keep what they are given.
     """
-    layer = kernel.layer
-    if not places:
-        return layer
-    for around in (model, *kernel.parents):
-        if not keeps_layers(around):
-            return around
-    if is_of_keras(layer):
-        return None
-    config = _config_of(layer)
-    is_saved = any(owner is layer and name in config for owner, name in places)
-    return None if is_saved else layer
+    found: dict[int, tuple[keras.Layer, tuple]] = {}
+    for layer in _saved_alone(model):
+        ids = {id(variable) for variable in layer.weights}
+        inside = [d for d in decisions if id(d.kernel.variable) in ids]
+        if not any(d.is_change for d in inside) or _is_kept(layer, inside):
+            continue
+        found.update({key: (layer, ()) for key in ids})
+        for variable, again in _made_again(layer):
+            found[id(variable)] = layer, (again.regularizer,)
+    return found
 
 
-def keeps_layers(layer):
-    """Whether a layer's config includes the configs of its inner layers.
+def _is_kept(layer, decisions):
+    """Whether all layers inside are Keras's own, and all kernels get the same.
 
-    If not, loading runs the code of its class, which makes them without a regularizer.
+    To serialize anything, Keras imports TensorFlow, which takes seconds elsewhere.
     """
-    return is_of_keras(layer) or isinstance(_config_of(layer).get("layers"), list)
+    return (
+        all(map(is_of_keras, layers_of(layer)))
+        and all(d.is_change and (d.places or not d.regularizer) for d in decisions)
+        and len({id(d.regularizer) for d in decisions}) == 1
+    )
 
 
-def _config_of(layer):
-    """Returns the configuration of a custom layer, empty if it has none."""
-    try:
-        return layer.get_config()
-    except Exception:  # whatever the user's code raises
-        return {}
+def _saved_alone(layer):
+    """Yields the outermost layers that are more than a graph of layers."""
+    if isinstance(layer, keras.Model) and is_of_keras(layer):
+        for sub in sublayers(layer):
+            yield from _saved_alone(sub)
+    else:
+        yield layer
 
 
+def _made_again(layer):
+    """Lists pairs of a weight and the one that loading makes for it."""
+    objects = _objects_of(layer)
+    with warnings.catch_warnings(), leaving_no_traces():
+        warnings.simplefilter("ignore")
+        # Variables made inside the first have no values, which not all code can bear.
+        for scope in (
+            keras.StatelessScope(initialize_variables=False),
+            contextlib.nullcontext(),
+        ):
+            try:
+                with scope:
+                    config = keras.saving.serialize_keras_object(layer)
+                    config.pop("compile_config", None)
+                    again = keras.saving.deserialize_keras_object(
+                        config, objects, safe_mode=False
+                    )
+                    return list(_pairs(layer, again, set()))
+            except Exception:  # whatever the user's code raises
+                continue
+    if all(map(is_of_keras, layers_of(layer))):  # they hold what cannot be found here
+        return [(variable, variable) for variable in layer.weights]
+    return []
+
+
+def _objects_of(layer):
+    """Collects classes and functions that need not be registered.
+
+    Those who load a model may name them in `custom_objects`.
+    """
+    objects = {}
+    for inside in layers_of(layer):
+        for value in (inside, *vars(inside).values()):
+            is_function = inspect.isfunction(value)
+            thing = value if is_function else type(value)
+            is_ours = str(thing.__module__).split(".")[0] != "keras"
+            if is_ours and (is_function or hasattr(thing, "get_config")):
+                objects[thing.__name__] = thing
+    return objects
+
+
+def _pairs(old, new, seen):
+    if id(old) in seen:
+        return
+    seen.add(id(old))
+    if old.built and not new.built and (config := old.get_build_config()):
+        new.build_from_config(config)
+    for list_of in (own_variables, sublayers):
+        both = list(list_of(old)), list(list_of(new))
+        if len(both[0]) != len(both[1]):
+            continue
+        for a, b in zip(*both, strict=True):
+            if list_of is sublayers:
+                yield from _pairs(a, b, seen)
+            elif tuple(a.shape) == tuple(b.shape):
+                yield a, b
+
+
+@contextlib.contextmanager
 def set_all(changes):
-    """Sets all attributes, or none if one of the owners refuses.
+    """Sets all attributes, or none if one of the owners, or the code inside, raises.
 
     Args:
         changes: Iterable of triples of an owner, the name of its attribute, and a
-            regularizer or `None`.
+            value.
     """
     done = []
     try:
-        for owner, name, regularizer in changes:
+        for owner, name, value in changes:
             old = getattr(owner, name)
-            setattr(owner, name, regularizer)
+            setattr(owner, name, value)
             done.append((owner, name, old))
+        yield
     except BaseException:
         for owner, name, old in reversed(done):
             setattr(owner, name, old)

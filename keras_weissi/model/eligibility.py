@@ -18,6 +18,7 @@ class Reason(enum.Enum):
     LORA = "LoRA is enabled: the kernel is frozen{}"
     QUANTIZED = "quantized to {}"
     EMBEDDING = "an embedding: select it with `layers`"
+    UNNAMED = "not called kernel: select it with `layers`"
     HAS_ANOTHER = "has {} already; replace=True replaces it"
     NORMALIZED = "normalized by {}"
     SHARES_AN_ARGUMENT = "left out with {}"
@@ -28,6 +29,7 @@ class Reason(enum.Enum):
 
 _BY_DEFAULT = {
     Reason.EMBEDDING,
+    Reason.UNNAMED,
     Reason.NORMALIZED,
     Reason.OTHERS_TAKE_IT,
     Reason.NOT_NEEDED,
@@ -80,6 +82,9 @@ def why_left_out(
         return LeftOut(Reason.QUANTIZED, mode or kernel.variable.dtype)
     if kernel.kind == "embedding" and not explicit:
         return LeftOut(Reason.EMBEDDING)
+    is_ours = isinstance(kernel.regularizer, WEISSI)
+    if kernel.kind == "matrix" and not explicit and not is_ours:
+        return LeftOut(Reason.UNNAMED)
     old = kernel.regularizer
     if old is not None and not isinstance(old, WEISSI) and not replace:
         return LeftOut(Reason.HAS_ANOTHER, format_regularizer(old))

@@ -11,15 +11,17 @@ import keras
 import numpy as np
 
 from keras_weissi._utils.backend import to_numpy
-from keras_weissi._utils.keras_private import sublayers
+from keras_weissi._utils.keras_private import made_trainable
 from keras_weissi._utils.validation import check_model
 from keras_weissi.model.homogeneity import gamma_of
-from keras_weissi.model.walk import walk
+from keras_weissi.model.walk import own_variables, unbuilt_layers, walk
 from keras_weissi.regularizers import WEISSI, dtype_of_sums
 
 # Variables of more elements are brought to the host in pieces of about this many.
 PIECE = 2**20
 _MAIN = ("kernel", "embedding", "gamma")
+# Weights of these names are no matrices, whatever their shape.
+_NO_MATRIX = re.compile(r"(.*_)?(bias|beta|gamma)(_\d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Kernel:
         parents: tuple of the layers around `layer`, outermost first, without the
             model itself.
         kind: str, `"kernel"`, `"embedding"`, `"gamma"` (which scales the output of a
-            normalization), `"lora"` (half of a low-rank update) or `"other"`.
+            normalization), `"lora"` (half of a low-rank update), `"matrix"` (any
+            other weight of two or more dimensions that is trained) or `"other"`.
     """
 
     name: str
@@ -64,7 +67,7 @@ class Kernel:
         if isinstance(self.regularizer, WEISSI):
             return self.kind != "lora"  # its norm says nothing, and starts at 0
         if everything:
-            return self.kind in ("kernel", "embedding")
+            return self.kind in ("kernel", "embedding", "matrix")
         is_float = keras.backend.is_float_dtype(self.variable.dtype)
         return self.kind == "kernel" and is_float
 
@@ -79,8 +82,8 @@ def kernels(model, everything=False):
 
     Args:
         model: A built `keras.Model` or `keras.Layer`.
-        everything: bool. Whether to list embeddings and quantized kernels too.
-            Defaults to `False`.
+        everything: bool. Whether to list embeddings, quantized kernels, and matrices
+            of other names too. Defaults to `False`.
 
     Returns:
         List of `Kernel`, in the order of the layers.
@@ -105,17 +108,18 @@ def kernels_and_gammas(model):
     return [k for k in _weights(model) if k.kind == "gamma" or k.counts(True)]
 
 
-def kernels_of_built(model, everything=False):
-    """Lists kernels as `kernels` does, and raises a `ValueError` if there are none."""
+def kernels_of_built(model):
+    """Lists every kernel of a model, and raises a `ValueError` if there are none.
+
+    A model that only has a `train_step` is never built: its layers have to be.
+    """
     check_model(model)
-    found = kernels(model, everything) if model.built else []
-    if found:
+    is_ready = model.built or not unbuilt_layers(model)
+    if is_ready and (found := kernels(model, everything=True)):
         return found
     expected = "a built model with kernels"
-    if not model.built or not model.weights:
+    if not is_ready or not model.weights:
         expected += ": first call it on data, or call `model.build(input_shape)`"
-    elif kernels(model, everything=True):
-        expected += " in floating point; all are quantized, or embeddings"
     raise ValueError(
         f"Invalid value for argument `model`. Expected {expected}. "
         f"Received: model={model.name!r}, built={model.built}"
@@ -125,8 +129,11 @@ def kernels_of_built(model, everything=False):
 def host_norm(variable):
     """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 
-    For occasional use: it compiles nothing, and copies a large kernel in pieces.
+    For occasional use: it compiles nothing, and copies a large kernel in pieces. Integers
+    are quantized and have no norm: it is NaN.
     """
+    if not keras.backend.is_float_dtype(variable.dtype):
+        return math.nan
     # Not by a dot product: the threads of BLAS get in the way of a busy backend's.
     squares = (np.square(p, dtype="float64").sum() for p in host_pieces(variable))
     return math.sqrt(sum(squares))
@@ -156,8 +163,7 @@ def _own_variables(model):
     """Yields `(layer, parents, variables)` depth first, each variable once."""
     seen: set[int] = set()
     for layer, parents in walk(model):
-        below = {id(v) for sub in sublayers(layer) for v in sub.weights}
-        own = [v for v in layer.weights if id(v) not in below and id(v) not in seen]
+        own = [v for v in own_variables(layer) if id(v) not in seen]
         if own:
             seen.update(map(id, own))
             yield layer, parents, own
@@ -197,7 +203,17 @@ def _kind_of(layer, variable):
         return "embedding"
     if name == "kernel" or name.endswith("_kernel"):
         return "kernel"
-    return "gamma" if variable is gamma_of(layer) else "other"
+    if variable is gamma_of(layer):
+        return "gamma"
+    # The slopes of PReLU are an activation's.
+    is_matrix = (
+        len(variable.shape) > 1
+        and not _NO_MATRIX.fullmatch(name)
+        and not isinstance(layer, keras.layers.PReLU)
+        and keras.backend.is_float_dtype(variable.dtype)
+        and any(v is variable for v in made_trainable(layer))
+    )
+    return "matrix" if is_matrix else "other"
 
 
 def clean(name):

@@ -83,13 +83,13 @@ def resolve(name, candidates, argument):
         ValueError: If there is none, or if several layers have this name.
     """
     for kernel in candidates:
-        if kernel.name == name and _path(kernel.chain) == name:
+        if kernel.name == name and path_of(kernel.chain) == name:
             return resolve(kernel.layer, candidates, argument)
         if kernel.name == name:
             return [kernel], len(kernel.chain) + 1
     for is_meant in (
         lambda chain: chain[-1] is name,
-        lambda chain: _path(chain) == name,
+        lambda chain: path_of(chain) == name,
         lambda chain: chain[-1].name == name,
     ):
         found = [
@@ -103,7 +103,7 @@ def resolve(name, candidates, argument):
         if len(meant) == 1:
             return [kernel for kernel, _ in found], len(found[0][1])
         if meant:
-            options = list(dict.fromkeys(map(_path, meant.values())))
+            options = list(dict.fromkeys(map(path_of, meant.values())))
             if len(options) < len(meant):
                 options = [kernel.name for kernel, _ in found]
             raise ValueError(
@@ -197,7 +197,8 @@ def regularizers_by_kernel(regularizer, candidates, selected=()):
     raise invalid("regularizer", expected, regularizer)
 
 
-def _path(chain):
+def path_of(chain):
+    """Joins the names of layers inside each other, as in the names of kernels."""
     return "/".join(clean(layer.name) for layer in chain)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from keras_weissi._utils.tables import KernelTable
 from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import host_norm, kernels_of_built
+from keras_weissi.model.selection import path_of
+from keras_weissi.model.walk import unbuilt_layers
 from keras_weissi.regularizers import WEISSI
 
 
@@ -19,9 +21,10 @@ class NormRow:
     Attributes:
         name: str, the kernel's name.
         shape: tuple of ints.
-        norm: float, the Frobenius norm.
+        norm: float, the Frobenius norm. NaN for a quantized kernel.
         share: float, the kernel's share of the log norm product. The shares add up to
-            1. NaN if they are not all between 0 and 1: norms above and below 1, or 0.
+            1. NaN if they are not all between 0 and 1 (norms above and below 1, or 0),
+            and for kernels that are not in the product.
         regularizer: what acts on the kernel, or `None`.
         normalized: str, the normalization layer that the kernel feeds; "" if it feeds
             another layer; "?" if Keras does not show what it feeds.
@@ -66,14 +69,15 @@ def norm_table(
     first 2.0 0.33 'bn'
     second 4.0 0.67 ''
     """
-    found = kernels_of_built(model)
+    found = [k for k in kernels_of_built(model) if k.counts() or k.kind != "embedding"]
     graph = Graph(model)
     norms = [host_norm(kernel.variable) for kernel in found]
+    is_in = np.array([kernel.counts() for kernel in found], bool)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(norms)
-        total = float(np.sum(logs))
-        shares = logs / total
-    if not np.all((shares >= 0) & (shares <= 1)):
+        total = float(np.sum(logs[is_in]))
+        shares = np.where(is_in, logs / total, np.nan)
+    if not np.all((shares[is_in] >= 0) & (shares[is_in] <= 1)):
         shares = np.full(len(norms), np.nan)
     rows = [
         NormRow(
@@ -95,6 +99,10 @@ def norm_table(
             f" ({part:.4f} for the {sum(ours)} of {len(ours)} kernels with WEISSI, "
             "which NormLogger watches)"
         )
+    if unnamed := [k.name for k in found if k.kind == "matrix" and not k.counts()]:
+        caption += f"; not in it unless named in `layers`: {', '.join(unnamed)}"
+    if unbuilt := [path_of(layers) for layers in unbuilt_layers(model)]:
+        caption += f"; not built yet: {', '.join(unbuilt)}"
     table = KernelTable(rows, "name shape norm share regularizer normalized", caption)
     if print_fn is not None:
         print_fn(str(table))

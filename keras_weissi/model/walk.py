@@ -1,6 +1,11 @@
 """The layers of a model, and those inside them."""
 
+import keras
+
 from keras_weissi._utils.keras_private import sublayers
+
+# What `build` is where it makes no weights but those of the layers inside.
+_BUILDS = (keras.Layer.build, keras.Model.build, keras.Sequential.build)
 
 
 def layers_of(model):
@@ -18,3 +23,24 @@ def walk(layer, parents=None, seen=None):
     around = () if parents is None else (*parents, layer)
     for sub in sublayers(layer):
         yield from walk(sub, around, seen)
+
+
+def own_variables(layer):
+    """Lists the weights of a layer that belong to none of the layers inside it."""
+    below = {id(v) for sub in sublayers(layer) for v in sub.weights}
+    return [v for v in layer.weights if id(v) not in below]
+
+
+def unbuilt_layers(model):
+    """Lists the paths of the layers inside that may make weights yet, outermost first.
+
+    Returns:
+        List of tuples of layers, without the model itself.
+    """
+    return [
+        (*parents, layer)
+        for layer, parents in walk(model)
+        if not layer.built
+        and type(layer).build not in _BUILDS
+        and all(parent.built or type(parent).build in _BUILDS for parent in parents)
+    ]

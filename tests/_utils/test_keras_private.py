@@ -1,5 +1,9 @@
 """What Keras does not publish is still there, and is what it was."""
 
+import gc
+import random
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -64,6 +68,30 @@ def test_slots_are_in_the_order_of_the_variables(optimizer, name):
     ]
     assert shapes == [(3, 2), (2,), (2, 5), (5,)]
     assert not keras_private.state_by_name(optimizer, "nothing_of_the_kind")
+
+
+def test_weights_that_are_trained_are_told_from_others():
+    layer = layers.BatchNormalization()
+    layer.build((None, 4))
+    layer.trainable = False
+    names = [weight.name for weight in keras_private.made_trainable(layer)]
+    assert names == ["gamma", "beta"]
+
+
+def test_layers_made_for_a_look_leave_no_traces():
+    layers.Dense(1)
+    number = int(layers.Dense(1).name.rpartition("_")[2])
+    seeds = random.getstate()
+    with keras_private.leaving_no_traces():
+        with keras.StatelessScope(initialize_variables=False):
+            layer = layers.Dense(4)
+            layer.build((None, 4))
+        made = weakref.ref(layer.kernel)
+    assert random.getstate() == seeds
+    assert layers.Dense(1).name == f"dense_{number + 1}"
+    del layer
+    gc.collect()
+    assert made() is None
 
 
 def test_the_model_of_a_callback_in_training():
