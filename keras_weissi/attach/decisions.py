@@ -164,7 +164,7 @@ def _described(regularizer):
 
 
 def check_calls(decisions):
-    """Raises if a regularizer fails on a kernel of this rank."""
+    """Raises if a regularizer fails on ones of the rank of a kernel that gets it."""
     tried = set()
     for decision in decisions:
         kernel, regularizer = decision.kernel, decision.regularizer
