@@ -129,8 +129,8 @@ def kernels_of_built(model):
 def host_norm(variable):
     """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 
-    For occasional use: it compiles nothing, and copies a large kernel in pieces. Integers
-    are quantized and have no norm: it is NaN.
+    For occasional use: it compiles nothing and copies a large kernel in pieces. NaN for
+    integers, which are quantized and have no norm.
     """
     if not keras.backend.is_float_dtype(variable.dtype):
         return math.nan

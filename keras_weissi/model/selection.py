@@ -27,7 +27,7 @@ Regularizers: TypeAlias = (
 )
 
 
-def select_kernels(candidates, layers, argument="layers"):
+def select_kernels(candidates, layers):
     """Narrows a list of kernels down to those of the layers asked for.
 
     Args:
@@ -36,7 +36,6 @@ def select_kernels(candidates, layers, argument="layers"):
         layers: Name or list of names, see `resolve`, or the layers themselves; or a
             class of layers or list of classes; or a function from the layer that owns
             a kernel to a bool.
-        argument: str, what the caller calls `layers`. Defaults to `"layers"`.
 
     Returns:
         List of `Kernel`, in the order of `candidates`.
@@ -46,7 +45,7 @@ def select_kernels(candidates, layers, argument="layers"):
             stands for several layers.
     """
     if names := names_in(layers):
-        found = [resolve(name, candidates, argument)[0] for name in names]
+        found = [resolve(name, candidates, "layers")[0] for name in names]
         chosen_names = {kernel.name for kernels in found for kernel in kernels}
         return [kernel for kernel in candidates if kernel.name in chosen_names]
     candidates = [kernel for kernel in candidates if not kernel.is_bare_gamma]
@@ -59,16 +58,17 @@ def select_kernels(candidates, layers, argument="layers"):
         chosen = [kernel for kernel in candidates if layers(kernel.layer)]
         expected = "a function that is true for at least one layer with a kernel"
     if not chosen:
-        raise invalid(argument, expected, layers)
+        raise invalid("layers", expected, layers)
     return chosen
 
 
 def resolve(name, candidates, argument):
     """Finds the kernels that a name stands for.
 
-    The first of these that exists: the kernels of the layer or nested model of this
-    path, such as `"backbone/block"`; the kernel of this name; the kernels of the only
-    layer of this name, at any depth. Gammas only if their own layer is named.
+    The first of these that exists: the kernel of this name, or all kernels of its layer
+    if the layer has this path; the kernels of the layer or nested model of this path,
+    such as `"backbone/block"`; the kernels of the only layer of this name, at any
+    depth. Gammas only if their own layer is named.
 
     Args:
         name: str, or the `keras.Layer` itself.

@@ -38,6 +38,7 @@ def test_the_whole_penalty_costs_no_more_than_those_of_keras(overhead):
     assert cost["WEISSI (both)"][0] <= cost["L1L2"][0]
 
 
+# Counting goes through variables directly, of which NumPy and PyTorch warn.
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
 @pytest.mark.parametrize("count", [1, 30])

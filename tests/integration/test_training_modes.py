@@ -190,6 +190,8 @@ def test_the_log_is_right_in_every_precision(policy):
     assert_logged(rows, train_by_hand(start)[0], of_the_steps)
 
 
+# Without its own switch, JAX keeps float64 variables in float32, and says so.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64:UserWarning")
 @pytest.mark.parametrize("regularizer", ["l2", WEISSI(0.1, 0.01)])
 def test_float64_layers_with_a_float32_loss_go_as_far_as_with_l2(regularizer):
     """On TensorFlow, Keras does not add a float64 penalty to a float32 loss."""
@@ -205,7 +207,6 @@ def test_float64_layers_with_a_float32_loss_go_as_far_as_with_l2(regularizer):
         logger = NormLogger()
         model.fit(X, Y, verbose=0, callbacks=[logger])
         expected = np.linalg.norm(wide(dense.kernel))
-    # Without its own switch, JAX keeps float64 variables in float32.
     tolerance = 1e-6 if BACKEND == "jax" else 1e-14
     assert logger.record[-1]["norm/dense"] == pytest.approx(expected, rel=tolerance)
 
