@@ -133,14 +133,13 @@ class NormWatcher:
             normalization = graph.normalization_of(kernel.layer, kernel.parents)
             is_known = normalization not in (None, "?")
             if is_known and self._warn_once.is_first("normalized", kernel.name):
-                new.append(
-                    f"that of {kernel.name!r} is normalized away by {normalization!r}"
-                )
+                new.append(f"{kernel.name!r} (by {normalization!r})")
         if new:
             warn(
-                "WEISSI penalizes scales that do not change what the model computes: "
-                f"{listed(new)}. There, its log term only raises the effective "
-                "learning rate. `regularize` leaves such kernels out by default."
+                "The scale of these kernels is normalized away by the layer after "
+                f"them: {listed(new)}. There, the log term of WEISSI only raises the "
+                "effective learning rate. `regularize` leaves such kernels out by "
+                "default."
             )
 
     def _warn(self, norms):

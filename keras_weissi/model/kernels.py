@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_weissi._utils.backend import to_numpy
 from keras_weissi._utils.keras_private import made_trainable
+from keras_weissi._utils.user_warnings import listed
 from keras_weissi._utils.validation import check_model
 from keras_weissi.model.homogeneity import gamma_of
 from keras_weissi.model.walk import own_variables, unbuilt_layers, walk
@@ -114,15 +115,17 @@ def kernels_of_built(model):
     A model that only has a `train_step` is never built: its layers have to be.
     """
     check_model(model)
-    is_ready = model.built or not unbuilt_layers(model)
-    if is_ready and (found := kernels(model, everything=True)):
+    unbuilt = [] if model.built else [x.name for *_, x in unbuilt_layers(model)]
+    if not unbuilt and (found := kernels(model, everything=True)):
         return found
     expected = "a built model with kernels"
-    if not is_ready or not model.weights:
+    received = f"model={model.name!r}, built={model.built}"
+    if unbuilt or not model.weights:
         expected += ": first call it on data, or call `model.build(input_shape)`"
+    if unbuilt:
+        received += f", layers not built: {listed([repr(name) for name in unbuilt])}"
     raise ValueError(
-        f"Invalid value for argument `model`. Expected {expected}. "
-        f"Received: model={model.name!r}, built={model.built}"
+        f"Invalid value for argument `model`. Expected {expected}. Received: {received}"
     )
 
 

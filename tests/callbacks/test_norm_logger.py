@@ -775,7 +775,7 @@ def test_a_coefficient_that_is_changed_in_place_is_followed(
     schedule = keras.callbacks.LambdaCallback(on_epoch_begin=change)
     snapshots = Snapshots()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Norms of kernels are at their floor")
+        warnings.filterwarnings("ignore", "These kernels are at their floor")
         history = fit(model, schedule, NormLogger(), snapshots, epochs=3).history
     expected = [penalty for _, penalty in snapshots.epochs]
     np.testing.assert_allclose(history["regularization_loss"], expected, rtol=1e-5)
@@ -809,7 +809,7 @@ def test_a_weissi_before_a_normalization_is_warned_of_once():
             model.fit(x, x, epochs=2, verbose=0, callbacks=[logger])
     messages = [str(w.message) for w in caught]
     (message,) = [m for m in messages if "normalized away" in m]
-    assert "that of 'first' is normalized away by 'bn'. There" in message
+    assert "away by the layer after them: 'first' (by 'bn'). There" in message
 
 
 def test_a_file_is_no_layer_and_the_error_says_what_writes_one():

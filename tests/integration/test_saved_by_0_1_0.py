@@ -51,7 +51,8 @@ def test_a_saved_model_loads_and_trains_on(suffix, tmp_path):
             trained.compile("adam", trained.loss)
             steps = 0
         logger = keras_weissi.NormLogger()
-        history = trained.fit(X, Y, verbose=0, callbacks=[logger])
+        with pytest.warns(UserWarning, match="by 'bn'"):
+            history = trained.fit(X, Y, verbose=0, callbacks=[logger])
         start, end = logger.record
         assert start["regularization_loss"] == pytest.approx(EXPECTED["penalty"])
         assert end["regularization_loss"] == pytest.approx(penalty_of(trained))

@@ -75,7 +75,7 @@ class Lazy(layers.Layer):
         return self.used(x)
 
 
-NOT_NAMED = "not called kernel: name it in `layers` to take it"
+NOT_NAMED = "not called kernel: select it with `layers`"
 
 
 def test_a_matrix_without_a_name_is_listed_and_not_taken():
