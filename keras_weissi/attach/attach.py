@@ -25,7 +25,11 @@ from keras_weissi.attach.saved_config import set_all
 from keras_weissi.model.eligibility import Reason
 from keras_weissi.model.kernels import host_norm, kernels_of_built
 from keras_weissi.model.selection import Layers, Regularizers, path_of
-from keras_weissi.model.walk import layers_of, unbuilt_layers
+from keras_weissi.model.walk import (
+    layers_of,
+    models_sharing_layers,
+    unbuilt_layers,
+)
 from keras_weissi.regularizers import WEISSI
 
 
@@ -80,10 +84,8 @@ def regularize(
     depth.
 
     Args:
-        model: A built `keras.Model`, the one that is compiled and fitted. To change a
-            part of it, name the part: `regularize(model, ..., layers="backbone")`. With
-            `regularize(model.get_layer("backbone"), ...)`, a model that was fitted
-            before keeps its old training step until it is compiled again.
+        model: A built `keras.Model`. It may be a part of the one that is fitted, which
+            takes up the change too.
         regularizer: A `keras.regularizers.Regularizer`, or the name of one of Keras's
             own; or a dict of them by name; or a function from the layer that owns a
             kernel to a regularizer, or to `None` to leave the kernel as it is.
@@ -177,30 +179,29 @@ def _carry_out(model, decisions, changes, caller="regularize"):
 
     Whether they are saved is known only once they are set. A warning may be an error.
     """
-    models = [layer for layer in layers_of(model) if isinstance(layer, keras.Model)]
     steps = [
-        (part, kind)
-        for part in models
+        (other, kind)
+        for other in models_sharing_layers(model)
         for kind in ("train", "test")
-        if getattr(part, f"{kind}_function") is not None
+        if getattr(other, f"{kind}_function", None) is not None
     ]
     with set_all(changes):
         decisions = with_losses(decisions, model)
         _warn(decisions, caller)
-        for part, kind in steps:
+        for other, kind in steps:
             # What `tf.function` and `jax.jit` have traced, nobody can make anew.
-            step = getattr(part, f"{kind}_step")
+            step = getattr(other, f"{kind}_step")
             if hasattr(step, "get_concrete_function") or hasattr(step, "lower"):
                 warn(
                     f"{caller} changes nothing in `{kind}_step` of model "
-                    f"{part.name!r}, which was traced before and keeps what it had. "
+                    f"{other.name!r}, which was traced before and keeps what it had. "
                     f"Take the decorator off `{kind}_step`: `fit` compiles it anyway. "
                     f"Or call {caller} before the first step."
                 )
         report = _report(model, decisions)
-        with set_all([(part, f"{kind}_function", None) for part, kind in steps]):
-            for part, kind in steps:
-                getattr(part, f"make_{kind}_function")()
+        with set_all([(other, f"{kind}_function", None) for other, kind in steps]):
+            for other, kind in steps:
+                getattr(other, f"make_{kind}_function")()
     return report
 
 

@@ -1,5 +1,7 @@
 """The layers of a model, and those inside them."""
 
+import gc
+
 import keras
 
 from keras_weissi._utils.keras_private import sublayers
@@ -23,6 +25,16 @@ def walk(layer, parents=None, seen=None):
     around = () if parents is None else (*parents, layer)
     for sub in sublayers(layer):
         yield from walk(sub, around, seen)
+
+
+def models_sharing_layers(model):
+    """Lists all living models that have a layer in common with a model, and itself.
+
+    No layer knows which models hold it, but Python's garbage collector does.
+    """
+    own = set(map(id, layers_of(model)))
+    models = [x for x in gc.get_objects() if issubclass(type(x), keras.Model)]
+    return [x for x in models if not own.isdisjoint(map(id, layers_of(x)))]
 
 
 def own_variables(layer):

@@ -119,7 +119,7 @@ def invariant_coefficients(
         model, Graph(model), include_normalized, False, groups
     )
     bearing = [share for share in shares if share.left_out is None]
-    unseen = [s for s in bearing if s.is_outside and s.kernel.variable.trainable]
+    unseen = [share for share in shares if _is_unseen(share)]
     table = KernelTable(
         [CoefficientRow(s.kernel.name, s.coefficient, _note(s)) for s in shares],
         "name coefficient note",
@@ -181,6 +181,13 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
             coefficient = 1.0 if why_not is None else 0.0
         shares.append(Share(kernel, coefficient, why_not, is_outside=i is None))
     return shares, reasons
+
+
+def _is_unseen(share):
+    """Whether nothing is known of the scale of a kernel that matters."""
+    left_out = share.left_out and share.left_out.reason
+    is_meant = left_out in (None, Reason.UNNAMED)
+    return is_meant and share.is_outside and share.kernel.variable.trainable
 
 
 def _note(share):

@@ -117,6 +117,40 @@ def test_a_step_that_is_traced_by_the_user_is_warned_of():
     assert not model.losses and model.train_function is not None
 
 
+class Around(keras.Model):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def call(self, x):
+        return self.part(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda part: keras.Sequential([part, layers.Dense(4)]),
+        lambda part: keras.Model(part.inputs, layers.Dense(4)(part.layers[-1].output)),
+        Around,
+    ],
+    ids=["whole", "shares a layer", "subclassed"],
+)
+def test_a_model_that_was_fitted_takes_up_the_change_of_a_part(make):
+    part = dense(4)
+    whole = make(part)
+    whole.compile(keras.optimizers.SGD(0.0), "mse")
+    before = loss_of(whole)
+    whole.evaluate(X, X, verbose=0)
+    regularize(part, WEISSI(1.0))
+    penalty = float(ops.convert_to_numpy(sum(part.losses)))
+    assert abs(penalty) > 0.01
+    assert loss_of(whole) == pytest.approx(before + penalty, abs=1e-4)
+    after = whole.evaluate(X, X, verbose=0)
+    assert after == pytest.approx(before + penalty, abs=1e-4)
+    deregularize(part)
+    assert loss_of(whole) == pytest.approx(before, abs=1e-4)
+
+
 class WithoutForce(keras.Model):
     """Overrides what makes its steps, without the argument `force`."""
 

@@ -255,6 +255,20 @@ def test_what_cannot_be_seen_is_counted():
     assert invariant_coefficients(model).plain_is_invariant is True
 
 
+def test_a_matrix_that_regularize_does_not_take_is_counted_as_hidden():
+    class Unnamed(layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(shape[-1], 4))
+
+        def call(self, x):
+            return x @ self.w
+
+    chain = [dense("a"), dense("b"), Unnamed(name="mine"), dense("c")]
+    c = invariant_coefficients(keras.Sequential([keras.Input((4,)), *chain]))
+    assert c.plain_is_invariant is None
+    assert "1 cannot be seen through ('mine')" in c.statement
+
+
 def test_what_is_seen_not_to_be_invariant_is_said_whatever_is_hidden():
     model = residual(projection=True)
     hidden = keras.Model(model.inputs, Block(name="block")(model.outputs[0]))
