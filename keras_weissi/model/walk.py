@@ -28,13 +28,19 @@ def walk(layer, parents=None, seen=None):
 
 
 def models_sharing_layers(model):
-    """Lists all living models that have a layer in common with a model, and itself.
+    """Lists the models that have a layer in common with a model, and itself.
 
-    No layer knows which models hold it, but Python's garbage collector does.
+    No layer knows which models hold it, but Python's garbage collector knows all that
+    are alive, unless they were frozen by `gc.freeze`.
     """
-    own = set(map(id, layers_of(model)))
-    models = [x for x in gc.get_objects() if issubclass(type(x), keras.Model)]
-    return [x for x in models if not own.isdisjoint(map(id, layers_of(x)))]
+    own = {id(layer): layer for layer in layers_of(model)}
+    known = (*own.values(), *gc.get_objects())
+    models = {id(x): x for x in known if issubclass(type(x), keras.Model)}
+    return [
+        other
+        for other in models.values()
+        if not own.keys().isdisjoint(map(id, layers_of(other)))
+    ]
 
 
 def own_variables(layer):

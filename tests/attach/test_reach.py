@@ -1,5 +1,7 @@
 """What is changed reaches the next step, or a warning says that it does not."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -149,6 +151,18 @@ def test_a_model_that_was_fitted_takes_up_the_change_of_a_part(make):
     assert after == pytest.approx(before + penalty, abs=1e-4)
     deregularize(part)
     assert loss_of(whole) == pytest.approx(before, abs=1e-4)
+
+
+def test_a_model_that_python_does_not_collect_takes_it_up_too():
+    model = graph()
+    before = loss_of(model)
+    gc.freeze()
+    try:
+        regularize(model, WEISSI(1.0))
+    finally:
+        gc.unfreeze()
+    penalty = float(ops.convert_to_numpy(sum(model.losses)))
+    assert loss_of(model) == pytest.approx(before + penalty, abs=1e-4)
 
 
 class WithoutForce(keras.Model):
