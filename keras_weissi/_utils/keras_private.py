@@ -6,8 +6,10 @@ changes it.
 
 import contextlib
 import copy
+import inspect
 import random
 
+import keras
 from keras.src.backend.common import global_state
 
 
@@ -84,6 +86,20 @@ def model_in_training(callback):
     On JAX, `callback.model` waits for the step that is being computed.
     """
     return callback._model
+
+
+def make_step(model, kind):
+    """Makes the compiled step of a model that has none, `"train"` or `"test"`.
+
+    While anything holds the old step, JAX takes what that has traced for the new one
+    too, as both compile the same method. So it has to forget it.
+    """
+    getattr(model, f"make_{kind}_function")()
+    step = getattr(model, f"{kind}_function")
+    if keras.backend.backend() == "jax" and inspect.isfunction(step):
+        for value in inspect.getclosurevars(step).nonlocals.values():
+            if hasattr(value, "clear_cache"):
+                value.clear_cache()
 
 
 def leave_fit(progress_bar):

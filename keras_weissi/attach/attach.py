@@ -10,7 +10,7 @@ import math
 
 import keras
 
-from keras_weissi._utils.keras_private import regularizers_kept_by
+from keras_weissi._utils.keras_private import make_step, regularizers_kept_by
 from keras_weissi._utils.tables import KernelTable, format_regularizer
 from keras_weissi._utils.user_warnings import listed, warn
 from keras_weissi._utils.validation import check_bool
@@ -201,7 +201,7 @@ def _carry_out(model, decisions, changes, caller="regularize"):
         report = _report(model, decisions)
         with set_all([(other, f"{kind}_function", None) for other, kind in steps]):
             for other, kind in steps:
-                getattr(other, f"make_{kind}_function")()
+                make_step(other, kind)
     return report
 
 

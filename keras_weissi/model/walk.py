@@ -33,14 +33,11 @@ def models_sharing_layers(model):
     No layer knows which models hold it, but Python's garbage collector knows all that
     are alive, unless they were frozen by `gc.freeze`.
     """
-    own = {id(layer): layer for layer in layers_of(model)}
-    known = (*own.values(), *gc.get_objects())
-    models = {id(x): x for x in known if issubclass(type(x), keras.Model)}
-    return [
-        other
-        for other in models.values()
-        if not own.keys().isdisjoint(map(id, layers_of(other)))
-    ]
+    own = layers_of(model)
+    alive = gc.get_objects()  # not as a part of a list, which it would then contain
+    models = {id(x): x for x in own + alive if issubclass(type(x), keras.Model)}
+    ids = set(map(id, own))
+    return [x for x in models.values() if not ids.isdisjoint(map(id, layers_of(x)))]
 
 
 def own_variables(layer):

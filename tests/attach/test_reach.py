@@ -143,7 +143,9 @@ def test_a_model_that_was_fitted_takes_up_the_change_of_a_part(make):
     whole.compile(keras.optimizers.SGD(0.0), "mse")
     before = loss_of(whole)
     whole.evaluate(X, X, verbose=0)
+    held = [whole.train_function, whole.test_function]
     regularize(part, WEISSI(1.0))
+    assert whole.train_function not in held and whole.test_function not in held
     penalty = float(ops.convert_to_numpy(sum(part.losses)))
     assert abs(penalty) > 0.01
     assert loss_of(whole) == pytest.approx(before + penalty, abs=1e-4)
