@@ -1,6 +1,7 @@
 """What differs between the backends and has no function in Keras."""
 
 import contextlib
+import functools
 import random
 import sys
 
@@ -147,49 +148,106 @@ def compile_function(function, variables, run_eagerly=False):
     return lambda: function(values())
 
 
-def trace(function, tensors):
-    """Goes through a function of a list of tensors as a compiler does, if there is one.
-
-    So both branches of a condition are taken.
-    """
+def storage_of(tensor):
+    """Returns what identifies the memory of a tensor or of a backend's variable."""
     backend = keras.backend.backend()
+    if backend == "torch":
+        return tensor.untyped_storage().data_ptr() or None
+    if backend == "tensorflow":
+        return id(getattr(tensor, "handle", tensor))
+    return id(tensor)
+
+
+def can_trace():
+    """Whether functions can be run without values, so that all branches are taken."""
+    return keras.backend.backend() in ("jax", "tensorflow")
+
+
+def storages_traced(function, shapes_and_dtypes):
+    """Traces a function of a list of tensors, as a compiler does.
+
+    Returns:
+        Set of the storages that the function captures, see `storage_of`.
+    """
 
     def without_result(tensors):
         function(tensors)
 
-    if backend == "jax":
+    if keras.backend.backend() == "jax":
         import jax
 
-        jax.eval_shape(without_result, tensors)
-    if backend == "tensorflow":
+        specs = [jax.ShapeDtypeStruct(*x) for x in shapes_and_dtypes]
+        # What is compiled already would not ask for values again.
+        with jax.disable_jit():
+            captured = jax.make_jaxpr(without_result)(specs).consts
+    else:
         import tensorflow as tf
 
-        tf.function(without_result, autograph=False).get_concrete_function(tensors)
+        specs = [tf.TensorSpec(*x) for x in shapes_and_dtypes]
+        traced = tf.function(without_result, autograph=False)
+        captured = traced.get_concrete_function(specs).captured_inputs
+    return set(map(storage_of, captured))
 
 
-@contextlib.contextmanager
-def without_compiling():
-    """Runs all code in Python, also functions that have been compiled before."""
+def storages_run(function, tensors):
+    """Runs a function of a list of tensors, without compiling.
+
+    Returns:
+        Set of the storages that the backend knows to be used, see `storage_of`.
+    """
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
 
         with jax.disable_jit():
-            yield
-    elif backend == "tensorflow":
+            function(tensors)
+        return set()
+    if backend == "tensorflow":
         import tensorflow as tf
 
-        before = tf.config.functions_run_eagerly()
-        tf.config.run_functions_eagerly(True)
-        try:
-            yield
-        finally:
-            tf.config.run_functions_eagerly(before)
-    else:
+        with tf.GradientTape() as tape:
+            function(tensors)
+        return set(map(storage_of, tape.watched_variables()))
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    used = set()
+
+    class Notes(TorchFunctionMode):
+        def __torch_function__(self, called, types, args=(), kwargs=None):
+            for x in keras.tree.flatten((args, kwargs or {})):
+                if isinstance(x, torch.Tensor) and x.layout == torch.strided:
+                    used.add(storage_of(x))
+            return called(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), Notes():
+        function(tensors)
+    return used
+
+
+@contextlib.contextmanager
+def values_kept(things):
+    """Puts back what backends keep in things: variables and buffers, and modes."""
+    undo = []
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        for x in things:
+            if isinstance(x, tf.Variable):
+                undo.append(functools.partial(x.assign, x.numpy()))
+    if backend == "torch":
         import torch
 
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
+        for x in things:
+            if isinstance(x, torch.nn.Module):
+                for buffer in x.buffers(recurse=False):
+                    undo.append(functools.partial(buffer.copy_, buffer.clone()))
+    try:
+        yield
+    finally:
+        for put_back in undo:
+            put_back()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import inspect
 import random
 
 import keras
-from keras.src.backend.common import global_state
+from keras.src.backend.common import global_state, masking
 
 
 def sublayers(layer):
@@ -29,7 +29,7 @@ def leaving_no_traces():
 
     Nor does Keras keep those of their weights that have no value yet.
     """
-    names = ("object_name_uids", "uninitialized_variables")
+    names = ("object_name_uids", "uninitialized_variables", "name_scope_stack")
     before = [copy.copy(global_state.get_global_attribute(name)) for name in names]
     seeds = random.getstate()
     try:
@@ -53,13 +53,14 @@ def inputs_struct(function):
     return function._inputs_struct
 
 
-def copy_mask(source, target, convert):
-    """Attaches to a tensor the mask of another, converted, if that has one."""
-    from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+def mask_of(tensor):
+    """Returns the mask that Keras has attached to a tensor, or `None`."""
+    return masking.get_keras_mask(tensor)
 
-    mask = get_keras_mask(source)
-    if mask is not None:
-        set_keras_mask(target, convert(mask))
+
+def set_mask(tensor, mask):
+    """Attaches a mask to a tensor."""
+    masking.set_keras_mask(tensor, mask)
 
 
 def functional_of(sequential):

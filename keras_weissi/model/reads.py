@@ -5,21 +5,27 @@ attribute. Where it reads them it asks Keras for their values, so that is what c
 """
 
 import inspect
-import itertools
 import re
 import warnings
 from typing import NamedTuple
 
 import keras
 
-from keras_weissi._utils.backend import random_state_kept, trace, without_compiling
-from keras_weissi._utils.keras_private import copy_mask
+from keras_weissi._utils.backend import (
+    can_trace,
+    storage_of,
+    storages_run,
+    storages_traced,
+)
+from keras_weissi._utils.keras_private import mask_of, set_mask, sublayers
 from keras_weissi.model.homogeneity import is_homogeneous, is_of_keras
-from keras_weissi.model.walk import layers_of
+from keras_weissi.model.snapshot import state_kept, used_by
 
-# Tried in turn: what unknown dimensions count as, and the values of integers. Ones may
-# be out of range for an index, and small images too small for a convolution.
-_TRIES = tuple(itertools.product((2, 1, 64), (1, 0)))
+# What unknown dimensions count as, tried in turn. The code may divide them, or need
+# them to be large, or small. Without values, large ones cost nothing.
+_TRACED_SIZES = (840, 2, 64, 1)
+_RUN_SIZES = (2, 1, 64, 84)
+_LARGEST_BATCH = 12  # of what is run
 _PLAIN = re.compile("\x1b\\[[0-9]*m")  # what makes letters bold
 # Attributes of a layer that its `call` does not call; the last is a list of weights.
 _NOT_CALLED = ("_initializer", "_regularizer", "_constraint", "torch_params")
@@ -34,63 +40,96 @@ class Reads(NamedTuple):
     error: str  # why that is not all, or ""
 
 
-def reads_of(layer, node):
-    """Lists what a call reads that cannot be seen from the class of the layer.
+def reads_of(layer, node, weights):
+    """Lists the weights that a call may read, other than by the class of the layer.
 
-    The code of Keras is known. Any other code that takes part is run on ones: functions
-    and layers that are attributes or arguments of the call, or the layer itself. No
-    variable changes.
+    The code of Keras is known. Any other code that takes part is run: functions and
+    layers that are attributes or arguments of the call, or the layer itself. What it
+    changes is put back.
 
     Args:
         layer: The `keras.Operation` that is called, without a `TimeDistributed`.
         node: The call, as Keras records it.
+        weights: List of `keras.Variable`: all weights of the model.
 
     Returns:
         List of `Reads`.
     """
     found, skipped = [], set()
     activation = getattr(layer, "activation", None)
-    if is_of_keras(layer) and list(_foreign(activation, set())):
-        # Alone, as it must not read the kernel of its own layer either.
+    if is_of_keras(layer) and any(_foreign(activation, set())):
+        # An activation runs alone: reading its own layer's kernel also pins it.
         skipped.add(id(activation))
         if not is_homogeneous(activation):
             name = f"the activation of {layer.name}"
-            read = _run(activation, node.output_tensors[:1], {})
+            read = _run(activation, node.output_tensors[:1], {}, weights)
             found.append(Reads(name, None, *read))
     operation = node.operation
     arguments = (node.arguments.args, node.arguments.kwargs)
-    foreign = list(_foreign((operation, arguments), skipped))
-    variables = [x for x in foreign if isinstance(x, keras.Variable)]
+    variables, code = _foreign((operation, arguments), skipped)
+    # On PyTorch, an argument such as `transpose(layer.kernel)` is a view of a weight.
+    storages = {storage_of(x) for x in keras.tree.flatten(arguments) if _is_tensor(x)}
+    variables += _stored_in(storages, weights)
     error = ""
-    if len(variables) < len(foreign):
-        read, error = _run(operation, *arguments)
+    if code:
+        read, error = _run(operation, *arguments, weights)
         variables += read
     return [*found, Reads(operation.name, layer, variables, error)]
 
 
+def _is_tensor(x):
+    is_symbolic = isinstance(x, (keras.KerasTensor, keras.Variable))
+    return keras.ops.is_tensor(x) and not is_symbolic
+
+
+def _stored_in(storages, weights):
+    return [v for v in weights if storages and storage_of(v.value) in storages]
+
+
 def _foreign(thing, seen):
-    """Yields the variables in a thing of Keras, and what may run code of others."""
+    """Finds what is not Keras's in a thing of Keras.
+
+    Returns:
+        Pair of lists: variables, and what may run code of others.
+    """
+    variables: list[keras.Variable] = []
+    code: list = []
     if id(thing) in seen:
-        return
+        return variables, code
     seen.add(id(thing))
     inside: list = []
     if isinstance(thing, (list, tuple, set)):
         inside = list(thing)
     elif isinstance(thing, dict):
-        inside = [v for k, v in thing.items() if not str(k).endswith(_NOT_CALLED)]
+        inside = list(thing.values())
     elif isinstance(thing, keras.Variable):
-        yield thing
+        variables.append(thing)
+    elif inspect.ismethod(thing):
+        inside = [thing.__self__, thing.__func__]
     elif inspect.isfunction(thing):
         # `__module__` would be another's if it is decorated with `functools.wraps`.
         if thing.__globals__.get("__name__", "").split(".")[0] != "keras":
-            yield thing
+            code.append(thing)
+        else:
+            inside = used_by(thing) if thing.__closure__ else []
     elif not is_of_keras(thing):
-        if callable(thing):
-            yield thing
-    elif isinstance(thing, keras.Operation):
-        inside = [vars(thing)]
+        if callable(thing) and not inspect.isclass(thing):
+            code.append(thing)
+    elif isinstance(thing, keras.Layer):
+        inside = [
+            *(
+                value
+                for name, value in vars(thing).items()
+                if not (name.startswith("_") or name.endswith(_NOT_CALLED))
+            ),
+            *sublayers(thing),
+        ]
+    elif isinstance(thing, keras.Operation) or callable(thing):
+        inside = list(getattr(thing, "__dict__", {}).values())
     for part in inside:
-        yield from _foreign(part, seen)
+        for all_of, some in zip((variables, code), _foreign(part, seen), strict=True):
+            all_of += some
+    return variables, code
 
 
 class _Scope(keras.StatelessScope):
@@ -103,95 +142,92 @@ class _Scope(keras.StatelessScope):
         return super().get_current_value(variable)
 
 
-def _run(function, args, kwargs):
-    """Runs a function on ones.
+class _Outermost(keras.Layer):
+    """Tells all layers inside whether they are training, as a model does."""
+
+    def __init__(self):
+        super().__init__(name="outermost")
+        self.built = True
+
+    def call(self, function=None, training=None):
+        function()
+
+
+def _run(function, args, kwargs, weights):
+    """Runs a function without values or, if that fails, on ones.
 
     Returns:
         Pair of a list of the variables that it reads, and of the error that it raises,
         or "".
     """
     read: dict[int, keras.Variable] = {}
-    modes: list[dict] = [{}]
-    if "training" not in kwargs and _takes_training(function):
-        modes = [{"training": False}, {"training": True}]
+    tries = [(size, 1, True) for size in _TRACED_SIZES if can_trace()]
+    # Ones may be out of range for an index.
+    tries += [(size, integer, False) for size in _RUN_SIZES for integer in (1, 0)]
     errors = []
-    with random_state_kept(), warnings.catch_warnings(), _NothingIsBuilt(function):
-        warnings.simplefilter("ignore")
-        for size, integer in _TRIES:
-            try:
-                for mode in modes:
-                    _run_once(function, args, {**kwargs, **mode}, size, integer, read)
-            except Exception as e:
-                # Where Keras adds to what is raised, the message is the third line.
-                lines = [line for line in _PLAIN.sub("", str(e)).splitlines() if line]
-                said = [line for line in lines if not line.startswith("Exception enc")]
+    for size, integer, is_traced in tries:
+        try:
+            for training in (False, True):
+                with warnings.catch_warnings(), state_kept([function, args, kwargs]):
+                    warnings.simplefilter("ignore")
+                    storages = _run_once(
+                        function, args, kwargs, training, size, integer, is_traced, read
+                    )
+                read.update((id(v), v) for v in _stored_in(storages, weights))
+        except Exception as e:
+            # Where Keras adds to what is raised, the message is the third line.
+            lines = [line for line in _PLAIN.sub("", str(e)).splitlines() if line]
+            said = [line for line in lines if not line.startswith("Exception enc")]
+            if not is_traced:  # what fails without values may do with them
                 errors.append(f"{type(e).__name__}: {(said or [''])[0]}")
-            else:
-                return list(read.values()), ""
+        else:
+            return list(read.values()), ""
     return list(read.values()), errors[0]
 
 
-def _run_once(function, args, kwargs, size, integer, read):
-    ones: dict = {}  # by the id of what they stand for
-    for x in keras.tree.flatten((args, kwargs)):
-        if isinstance(x, keras.KerasTensor):
-            _ones_like(x, size, integer, ones)
+def _run_once(function, args, kwargs, training, size, integer, is_traced, read):
+    """Runs a function, notes what is read, and returns the storages that it uses."""
+    symbols = _symbols((args, kwargs))
+    outermost = _Outermost()
 
     def apply(values):
-        known = dict(zip(ones, values, strict=True))
+        known = dict(zip(symbols, values, strict=True))
+        for key, x in symbols.items():
+            if (mask := mask_of(x)) is not None:
+                set_mask(known[key], known[id(mask)])
         given, named = keras.tree.map_structure(
             lambda x: known.get(id(x), x), (args, kwargs)
         )
-        function(*given, **named)
+        outermost(function=lambda: function(*given, **named), training=training)
 
-    values = list(ones.values())
+    shapes = [_known_shape(x, size, is_traced) for x in symbols.values()]
+    dtypes = [x.dtype for x in symbols.values()]
+    if is_traced:
+        with _Scope(read):
+            return storages_traced(apply, list(zip(shapes, dtypes, strict=True)))
+    values = [
+        keras.ops.full(
+            shape, integer if keras.backend.is_int_dtype(dtype) else 1, dtype
+        )
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
     with _Scope(read):
-        try:
-            trace(
-                apply, values
-            )  # which takes all branches, but not all code can be traced
-        except Exception:
-            pass
-    # What is compiled already would not ask for values again.
-    with _Scope(read), without_compiling():
-        apply(values)
+        return storages_run(apply, values)
 
 
-def _ones_like(x, size, integer, known):
-    if id(x) not in known:
-        shape = [size if n is None else n for n in x.shape]
-        if shape and x.shape[0] is None:
-            shape[0] = min(size, 2)
-        is_integer = keras.backend.is_int_dtype(x.dtype)
-        value = keras.ops.full(shape, integer if is_integer else 1, x.dtype)
-        known[id(x)] = value
-        copy_mask(x, value, lambda mask: _ones_like(mask, size, integer, known))
-    return known[id(x)]
+def _symbols(structure):
+    """Collects the symbolic tensors in a structure, and their masks, by their ids."""
+    found: dict[int, keras.KerasTensor] = {}
+    waiting = keras.tree.flatten(structure)
+    for x in waiting:
+        if isinstance(x, keras.KerasTensor) and id(x) not in found:
+            found[id(x)] = x
+            waiting.append(mask_of(x))
+    return found
 
 
-def _takes_training(function):
-    call = function.call if isinstance(function, keras.Operation) else function
-    try:
-        return "training" in inspect.signature(call).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-class _NothingIsBuilt:
-    """Keeps layers that are not built from being built: they would get weights."""
-
-    def __init__(self, function):
-        layers = layers_of(function) if isinstance(function, keras.Layer) else []
-        self._methods = [(x, x.build) for x in layers if not x.built]
-
-    def __enter__(self):
-        for layer, _ in self._methods:
-            object.__setattr__(layer, "build", _refuse_to_build)
-
-    def __exit__(self, *error):
-        for layer, build in self._methods:
-            object.__setattr__(layer, "build", build)
-
-
-def _refuse_to_build(*args, **kwargs):
-    raise RuntimeError("it holds a layer that is not built")
+def _known_shape(x, size, is_traced):
+    shape = [size if n is None else n for n in x.shape]
+    if shape and x.shape[0] is None and not is_traced:
+        shape[0] = min(size, _LARGEST_BATCH)
+    return shape

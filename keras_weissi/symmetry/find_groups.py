@@ -32,9 +32,10 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     outputs.
 
     What the code of custom layers, `Lambda`s and activations uses is found by running
-    it once on ones, which changes no variable. Not seen are weights that it uses for
-    other inputs only, and other models: if they share layers with this one, scaling
-    it changes them.
+    it, without values or on ones; what it changes is put back, as far as Python objects
+    and Keras go. Not seen are weights that it uses for other inputs only or in other
+    threads, and other models: if they share layers with this one, scaling it changes
+    them.
 
     Args:
         model: A built Sequential or Functional `keras.Model`, nested ones included.
@@ -166,7 +167,7 @@ def _holders(layers, calls):
                 holders[id(variable)].append((layer, reason))
     everything = [variable for layer in layers[:1] for variable in layer.weights]
     for call in calls:
-        for reads in reads_of(call.layer, call.node):
+        for reads in reads_of(call.layer, call.node, everything):
             reason = f"it shares a weight with {reads.reader}"
             variables = reads.variables
             if reads.error:

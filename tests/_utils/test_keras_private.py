@@ -133,12 +133,10 @@ def test_a_bar_that_was_in_a_fit_draws_again():
     assert bar.progbar is not None
 
 
-def test_masks_are_copied():
-    source = layers.Masking()(keras.Input((3, 4)))
-    target = keras.ops.ones((2, 3, 4))
-    keras_private.copy_mask(keras.Input((3,)), target, lambda mask: 1 / 0)  # has none
-    seen = []
-    keras_private.copy_mask(source, target, lambda mask: seen.append(mask) or "mask")
-    assert seen[0].shape == (None, 3)
-    keras_private.copy_mask(target, keras.ops.ones((2,)), seen.append)
-    assert seen[1] == "mask"
+def test_masks_are_attached_to_tensors():
+    masked = layers.Masking()(keras.Input((3, 4)))
+    assert keras_private.mask_of(masked).shape == (None, 3)
+    tensor = keras.ops.ones((2, 3, 4))
+    assert keras_private.mask_of(tensor) is None
+    keras_private.set_mask(tensor, "mask")
+    assert keras_private.mask_of(tensor) == "mask"

@@ -1,0 +1,111 @@
+"""Puts back what running the code of a user changes."""
+
+import contextlib
+import functools
+import inspect
+import sys
+from typing import Any
+
+import keras
+
+from keras_weissi._utils.backend import random_state_kept, values_kept
+from keras_weissi._utils.keras_private import leaving_no_traces
+from keras_weissi.model.homogeneity import is_of_keras
+
+_MOST = 10_000  # of what is looked at: code may get at all of a program
+
+
+@contextlib.contextmanager
+def state_kept(code):
+    """Puts back what code changes: attributes, containers, buffers, random numbers.
+
+    Of all layers and objects that the code can be seen to use. Layers that are not
+    built raise an error instead, as they would get weights.
+
+    Args:
+        code: A function, a layer, or a list of them.
+    """
+    found: dict[int, object] = {}
+    _find(code, found)
+    things = list(found.values())
+    before = [(thing, _content_of(thing)) for thing in things]
+    for thing in things:
+        if isinstance(thing, keras.Layer) and not thing.built:
+            vars(thing)["build"] = _refuse_to_build
+    try:
+        with random_state_kept(), leaving_no_traces(), values_kept(things):
+            yield
+    finally:
+        for thing, content in before:
+            _put_back(thing, content)
+
+
+def _find(thing, found):
+    """Adds a thing, and all that it can be seen to use, by their ids."""
+    if id(thing) in found or len(found) >= _MOST or not _has_state(thing):
+        return
+    found[id(thing)] = thing
+    inside: list = []
+    if isinstance(thing, (list, tuple, set)):
+        inside = list(thing)
+    elif isinstance(thing, dict):
+        inside = list(thing.values())
+    elif inspect.isfunction(thing):
+        inside = used_by(thing)
+    elif isinstance(thing, functools.partial):
+        inside = [thing.func, thing.args, thing.keywords]
+    elif inspect.ismethod(thing):
+        inside = [thing.__self__, thing.__func__]
+    else:
+        names = ("__wrapped__", "python_function")  # of what is compiled
+        inside = [getattr(thing, name, None) for name in names]
+        inside += getattr(thing, "__dict__", {}).values()
+    for part in inside:
+        _find(part, found)
+
+
+def used_by(function):
+    """Lists what a function gets at by its closure, its defaults and its globals."""
+    found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            found.append(cell.cell_contents)
+    codes = [function.__code__]
+    for code in codes:
+        codes += filter(inspect.iscode, code.co_consts)
+        found += [function.__globals__.get(name) for name in code.co_names]
+    return found
+
+
+def _has_state(thing):
+    if isinstance(thing, (type(None), type(sys), type, str, bytes, int, float)):
+        return False
+    if is_of_keras(thing):
+        kinds = (keras.Operation, list, dict, set)
+        return isinstance(thing, kinds) or inspect.isroutine(thing)
+    return type(thing).__module__.split(".")[0] not in ("jax", "jaxlib", "numpy")
+
+
+def _content_of(thing):
+    for kind in (list, dict, set):
+        if isinstance(thing, kind):
+            return kind(thing)
+    return dict(getattr(thing, "__dict__", {}))
+
+
+def _put_back(thing, content):
+    """Writes what has changed, past the code that watches over changes."""
+    kind = type(content)
+    target = thing if isinstance(thing, kind) else getattr(thing, "__dict__", {})
+    now, then = (
+        list(map(id, (*x, *(x.values() if kind is dict else ()))))
+        for x in (target, content)
+    )
+    if now != then:
+        kind.clear(target)
+        put: Any = list.extend if kind is list else kind.update
+        put(target, content)
+
+
+def _refuse_to_build(*args, **kwargs):
+    raise RuntimeError("it holds a layer that is not built")
