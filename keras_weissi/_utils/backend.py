@@ -59,27 +59,40 @@ def frobenius_norm(x):
 if keras.backend.backend() == "torch":
     # Keras's functions cost several calls each, and the time of a small kernel's
     # penalty is that of the calls.
-    from torch import clamp, log, relu, sqrt
+    import torch
+    from torch import log, relu, sqrt
 else:
+    torch = None  # type: ignore[assignment]
     log, relu, sqrt = ops.log, ops.relu, ops.sqrt
 
 
-def between(x, low, high):
-    """Returns numbers, not below `low` and not above `high`; NaN stays NaN.
+def is_float32_of_torch(x):
+    """Whether `x` is a tensor of PyTorch, and on that backend needs no conversion."""
+    return torch is not None and getattr(x, "dtype", None) is torch.float32
 
-    The gradient of a number that equals a bound is 1.
+
+def one_minus(factor, x):
+    """Returns `1 - factor * x`."""
+    return 1.0 - x * factor if torch is None else torch.rsub(x, 1.0, alpha=factor)
+
+
+def at_least(x, low):
+    """Returns finite numbers, not below `low`; NaN stays NaN.
+
+    The gradient of a number that equals `low` is 1.
     """
     # Not Keras's `clip`: JAX halves that gradient, PyTorch rounds float64 bounds.
-    if keras.backend.backend() == "torch":
-        return clamp(x, low, high)
+    if torch is not None:
+        return torch.clamp(x, low, torch.finfo(x.dtype).max)
     low = ops.convert_to_tensor(low, x.dtype)
+    high = float(np.finfo(keras.backend.standardize_dtype(x.dtype)).max)
     return ops.where(x < low, low, at_most(x, high))
 
 
 def at_most(x, high):
-    """Returns numbers, not above `high`, like `between`."""
-    if keras.backend.backend() == "torch":
-        return clamp(x, max=high)
+    """Returns numbers, not above `high`, like `at_least`."""
+    if torch is not None:
+        return torch.clamp(x, max=high)
     high = ops.convert_to_tensor(high, x.dtype)
     return ops.where(x > high, high, x)
 
@@ -103,9 +116,7 @@ def sum_of_squares(x):
 
 def sum_of_absolutes(x):
     """Returns the sum of the absolute values of all elements."""
-    if keras.backend.backend() == "torch":
-        return x.abs().sum()
-    return _sum_of_absolutes(x)
+    return _sum_of_absolutes(x) if torch is None else x.abs().sum()
 
 
 @ops.custom_gradient
