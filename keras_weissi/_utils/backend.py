@@ -60,10 +60,10 @@ if keras.backend.backend() == "torch":
     # Keras's functions cost several calls each, and the time of a small kernel's
     # penalty is that of the calls.
     import torch
-    from torch import log, relu, sqrt
+    from torch import log, relu, sqrt, stack
 else:
     torch = None  # type: ignore[assignment]
-    log, relu, sqrt = ops.log, ops.relu, ops.sqrt
+    log, relu, sqrt, stack = ops.log, ops.relu, ops.sqrt, ops.stack
 
 
 def is_float32_of_torch(x):
