@@ -337,11 +337,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=12, help="of timing")
     parser.add_argument("--quick", action="store_true", help="a few rounds, no 1,000")
     arguments = parser.parse_args()
-    quick, rounds = arguments.quick, 3 if arguments.quick else arguments.rounds
+    quick, rounds = arguments.quick, 2 if arguments.quick else arguments.rounds
     backend = keras.backend.backend()
     CONSOLE.print(f"backend {backend}, Keras {keras.__version__}\n")
     jobs = {
-        "mlp": functools.partial(step_time, mlp, 2 if quick else 4),
+        "mlp": functools.partial(step_time, mlp, 1 if quick else 4),
         "cnn": functools.partial(step_time, cnn, 8 if quick else 32),
     }
     if backend == "torch":
@@ -354,7 +354,7 @@ def main():
     ):
         if job in jobs:
             _print_times(title, "penalty", times[job], "L1L2", limits, unit)
-    title = "A training step of the CNN with NormLogger, batch 32"
+    title = "A step of the CNN with NormLogger"
     times = logged_step_times(rounds, 20 if quick else 100)
     _print_times(title, "update_freq", times, "none", LOGGER_LIMITS)
     if backend == "jax":
