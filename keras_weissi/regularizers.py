@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_weissi._utils.backend import (
     at_least,
-    at_most,
+    bounded_below,
     is_float32_of_torch,
     log,
     one_minus,
@@ -141,12 +141,12 @@ class WEISSI(keras.regularizers.Regularizer):
             decay = relu(one_minus(1.0 / floor, square))
             penalty = (log(floored) - decay) * (0.5 * self.log_norm)
         if self.direction_l1:
-            ratio = absolute / sqrt(floored)
+            # Negative, as PyTorch has a fast bound from below only.
+            direction = absolute / sqrt(floored) * -self.direction_l1
             if size is not None:
                 # By Cauchy-Schwarz, it exceeds this bound only if a sum overflowed.
-                ratio = at_most(ratio, size**0.5)
-            direction = ratio * self.direction_l1
-            penalty = penalty + direction if self.log_norm else direction
+                direction = bounded_below(direction, size**0.5 * -self.direction_l1)
+            penalty = penalty - direction if self.log_norm else -direction
         return penalty
 
     def get_config(self) -> dict[str, float]:
@@ -231,8 +231,10 @@ def dtype_of_sums(dtype):
 
 def _size_of(x):
     # A layer may be traced with a batch of unknown size: `None`, or a symbol on JAX.
-    shape = tuple(x.shape)
-    size = None if None in shape else math.prod(shape)
+    if is_float32_of_torch(x):
+        size = x.numel()
+    else:
+        size = None if None in tuple(x.shape) else math.prod(x.shape)
     return size if type(size) is int else None
 
 

@@ -84,17 +84,19 @@ def at_least(x, low):
     # Not Keras's `clip`: JAX halves that gradient, PyTorch rounds float64 bounds.
     if torch is not None:
         return torch.clamp(x, low, torch.finfo(x.dtype).max)
-    low = ops.convert_to_tensor(low, x.dtype)
     high = float(np.finfo(keras.backend.standardize_dtype(x.dtype)).max)
-    return ops.where(x < low, low, at_most(x, high))
-
-
-def at_most(x, high):
-    """Returns numbers, not above `high`, like `at_least`."""
-    if torch is not None:
-        return torch.clamp(x, max=high)
     high = ops.convert_to_tensor(high, x.dtype)
-    return ops.where(x > high, high, x)
+    return bounded_below(ops.where(x > high, high, x), low)
+
+
+def bounded_below(x, low):
+    """Returns numbers, not below `low`; NaN stays NaN."""
+    # The gradient of `threshold` is one call, that of `clamp` three.
+    if torch is not None:
+        number = isinstance(low, float)
+        return torch.threshold(x, low, low) if number else torch.maximum(x, low)
+    low = ops.convert_to_tensor(low, x.dtype)
+    return ops.where(x < low, low, x)
 
 
 # The two reductions read the kernel once forward and once backward:
