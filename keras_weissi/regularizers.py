@@ -18,8 +18,7 @@ from keras_weissi._utils.backend import (
     bounded_below,
     is_float32_of_torch,
     log,
-    one_minus,
-    relu,
+    minus_decay,
     sqrt,
     sum_of_absolutes,
     sum_of_squares,
@@ -138,8 +137,8 @@ class WEISSI(keras.regularizers.Regularizer):
         floor = self.min_norm**2
         floored = at_least(square, floor)
         if self.log_norm:
-            decay = relu(one_minus(1.0 / floor, square))
-            penalty = (log(floored) - decay) * (0.5 * self.log_norm)
+            logarithm = minus_decay(log(floored), square, floor)
+            penalty = logarithm * (0.5 * self.log_norm)
         if self.direction_l1:
             # Negative, as PyTorch has a fast bound from below only.
             direction = absolute / sqrt(floored) * -self.direction_l1

@@ -71,9 +71,12 @@ def is_float32_of_torch(x):
     return torch is not None and getattr(x, "dtype", None) is torch.float32
 
 
-def one_minus(factor, x):
-    """Returns `1 - factor * x`."""
-    return 1.0 - x * factor if torch is None else torch.rsub(x, 1.0, alpha=factor)
+def minus_decay(x, square, floor):
+    """Returns `x - max(1 - square / floor, 0)`."""
+    if torch is None:
+        return x - relu(1.0 - square * (1.0 / floor))
+    # A call less. The difference is exactly 0 at the floor, so its gradient is too.
+    return torch.sub(x, relu(floor - square), alpha=1.0 / floor)
 
 
 def at_least(x, low):
