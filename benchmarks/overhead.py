@@ -1,17 +1,22 @@
-"""What the regularizer and the logger cost, on the backend that is set.
+"""What the regularizer, the logger and balancing cost, on the backend that is set.
 
     KERAS_BACKEND=jax python benchmarks/overhead.py
 
-It takes about three minutes. Times are taken in one run, the variants interleaved in
-random order. Each round gives a ratio to Keras's `L1L2`, and the table their median: on
-a busy machine the ratios hold where the times, of which the table gives the median too,
-do not. On JAX, the bytes are XLA's own count, the same on every run.
+It takes three to five minutes; `--quick` takes one and is rough. Each penalty is timed
+in processes of its own, because models in one process change each other's times. All
+take turns in random order, so that a busy machine slows all of them. A ratio is that of
+the medians beside it. On JAX, the bytes are XLA's own count, the same on every run.
 """
 
 import argparse
+import contextlib
+import functools
+import multiprocessing
+import os
 import random
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import keras
 import numpy as np
@@ -20,13 +25,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from keras_weissi import WEISSI, NormLogger
+from keras_weissi import WEISSI, NormLogger, balance_scales
 from keras_weissi._utils.backend import compile_function
 from keras_weissi.model.kernels import kernels
 
 CONSOLE = Console()
-# Of a training step with a logger that records every 10 to one without.
-LARGEST_RATIO = 1.03
+# The largest ratios to L1L2 of a training step of the CNN and, on PyTorch, of the
+# penalty of a small kernel alone; and of a training step with a logger that records
+# every 10 to one without.
+CNN_LIMITS = {"WEISSI (log)": 1.03, "WEISSI (both)": 1.03}
+SMALL_LIMITS = {"WEISSI (log)": 0.85, "WEISSI (both)": 1.3}
+LOGGER_LIMITS = {"10": 1.03}
 PENALTIES = {
     "none": None,
     "L2": keras.regularizers.L2(1e-4),
@@ -84,24 +93,66 @@ def cnn(regularizer):
     )
 
 
-def step_times(make_model, rounds, steps, batch_size=32):
-    """Seconds per training step of each penalty, a list with one entry a round."""
-    models = {}
-    for name, regularizer in PENALTIES.items():
-        models[name] = make_model(regularizer)
-        models[name].compile(keras.optimizers.SGD(1e-3), "mse")
-    rng = np.random.default_rng(0)
-    some = models["none"]
-    x = rng.normal(size=(batch_size * steps, *some.input_shape[1:])).astype("float32")
-    y = rng.normal(size=(batch_size * steps, *some.output_shape[1:])).astype("float32")
-    times = {name: [] for name in models}
-    for turn in track(range(rounds + 1), "timing", console=CONSOLE, transient=True):
-        for name in random.sample(list(models), len(models)):
-            start = time.perf_counter()
-            models[name].fit(x, y, batch_size, shuffle=False, verbose=0)
-            if turn:  # the first compiles
-                times[name].append((time.perf_counter() - start) / steps)
+def job_times(jobs, processes, rounds):
+    """Seconds of each job with each penalty, one of each list for each round.
+
+    Args:
+        jobs: dict of functions that take the name of a penalty and return seconds. What
+            they keep from call to call is theirs, as each penalty has its own process.
+        processes: int: how often new processes are started.
+        rounds: int: how often the jobs are done in one of them.
+
+    Returns:
+        Dict of dicts of lists: first by the job, then by the penalty.
+    """
+    times = {job: {name: [] for name in PENALTIES} for job in jobs}
+    spawn = multiprocessing.get_context("spawn")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    turns = [turn for _ in range(processes) for turn in range(rounds + 1)]
+    with contextlib.ExitStack() as stack:
+        for turn in track(turns, "timing", console=CONSOLE, transient=True):
+            if turn == 0:
+                stack.close()
+                pools = {
+                    name: stack.enter_context(ProcessPoolExecutor(1, spawn))
+                    for name in PENALTIES
+                }
+            for job, function in jobs.items():
+                for name in random.sample(list(PENALTIES), len(PENALTIES)):
+                    seconds = pools[name].submit(function, name).result()
+                    if turn:  # the first compiles
+                        times[job][name].append(seconds)
     return times
+
+
+@functools.cache
+def _compiled(make_model, penalty, rows):
+    model = make_model(PENALTIES[penalty])
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, *model.input_shape[1:])).astype("float32")
+    y = rng.normal(size=(rows, *model.output_shape[1:])).astype("float32")
+    return model, x, y
+
+
+def step_time(make_model, steps, penalty, batch_size=32):
+    """Seconds per training step."""
+    model, x, y = _compiled(make_model, penalty, batch_size * steps)
+    start = time.perf_counter()
+    model.fit(x, y, batch_size, shuffle=False, verbose=0)
+    return (time.perf_counter() - start) / steps
+
+
+def small_kernel_time(penalty, repeats=100):
+    """Seconds of the penalty of a 3 x 3 x 32 x 64 kernel and its gradient (PyTorch)."""
+    import torch
+
+    penalty = PENALTIES[penalty] or torch.sum
+    kernel = torch.randn(3, 3, 32, 64, requires_grad=True)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        torch.autograd.grad(penalty(kernel), kernel)
+    return (time.perf_counter() - start) / repeats
 
 
 def update_cost(penalty, depth=4, width=2048):
@@ -157,31 +208,42 @@ def logger_times(model, rounds):
     return times[log], times[read]
 
 
-def logged_step_times(rounds, steps, update_freq=10, batch_size=32):
+def logged_step_times(rounds, steps):
     """Seconds per training step of a CNN without and with a logger, per round.
 
-    One model takes all steps, so that both do the same work. The order within a round
-    is drawn at random.
+    One model takes all steps, so that all variants do the same work.
     """
-    model = cnn(WEISSI(0.01))
-    model.compile(keras.optimizers.SGD(1e-3), "mse")
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch_size * steps, *model.input_shape[1:])).astype("float32")
-    y = rng.normal(size=(batch_size * steps, *model.output_shape[1:])).astype("float32")
+    model, x, y = _compiled(cnn, "WEISSI (log)", 32 * steps)
     variants = {
         # Draws nothing with verbose=0, as the bar that Keras itself would add.
         "none": keras.callbacks.ProgbarLogger(),
         "epoch": NormLogger(),
-        update_freq: NormLogger(update_freq=update_freq),
+        "10": NormLogger(update_freq=10),
     }
     times = {name: [] for name in variants}
     for turn in track(range(rounds + 1), "timing", console=CONSOLE, transient=True):
         for name in random.sample(list(variants), len(variants)):
             callbacks = [variants[name]]
             start = time.perf_counter()
-            model.fit(x, y, batch_size, shuffle=False, verbose=0, callbacks=callbacks)
+            model.fit(x, y, 32, shuffle=False, verbose=0, callbacks=callbacks)
             if turn:  # the first compiles
                 times[name].append((time.perf_counter() - start) / steps)
+    return times
+
+
+def balancing_times(model, rounds):
+    """Seconds of balancing a model, and of one copy of its weights, per round."""
+    times = [], []
+    jobs = (
+        lambda: balance_scales(model),
+        lambda: [ops.convert_to_numpy(v).copy() for v in model.weights],
+    )
+    for turn in range(rounds + 1):
+        for job, own in zip(jobs, times, strict=True):
+            start = time.perf_counter()
+            job()
+            if turn:  # what is known of the model is kept from the first
+                own.append(time.perf_counter() - start)
     return times
 
 
@@ -201,17 +263,16 @@ def logger_transfers(model):
     return len(calls)
 
 
-def _print_steps(title, times):
+def _print_times(title, heading, times, base, limits, unit="ms"):
     table = Table(title=title, title_justify="left")
-    for column in ("penalty", "ms per step", "ratio to L1L2 in a round"):
-        table.add_column(column, justify="left" if column == "penalty" else "right")
-    for name, own in times.items():
-        ratios = [t / base for t, base in zip(own, times["L1L2"], strict=True)]
-        table.add_row(
-            name,
-            f"{1e3 * statistics.median(own):.2f}",
-            f"{statistics.median(ratios):.3f}",
-        )
+    for column in (heading, f"{unit}, median", f"to {base}", "limit"):
+        table.add_column(column, justify="left" if column == heading else "right")
+    medians = {name: statistics.median(own) for name, own in times.items()}
+    for name, median in medians.items():
+        ratio = median / medians[base]
+        scaled = median * {"ms": 1e3, "\u00b5s": 1e6}[unit]
+        limit = _verdict(ratio, limits[name]) if name in limits else ""
+        table.add_row(name, f"{scaled:.2f}", f"{ratio:.3f}", limit)
     CONSOLE.print(table)
 
 
@@ -256,48 +317,50 @@ def _print_logger(rounds, quick):
 
 
 def _verdict(measured, limit):
-    if limit is None:
-        return ""
     return f"{limit:.2f}, {'held' if measured < limit else 'MISSED'}"
 
 
-def _print_logged_steps(rounds, steps):
-    title = "A training step of the CNN with NormLogger, batch 32"
-    table = Table(title=title, title_justify="left")
-    columns = ("update_freq", "ms per step", "ratio to none in a round", "quartiles")
-    for column in (*columns, "limit"):
-        table.add_column(column, justify="right")
-    times = logged_step_times(rounds, steps)
-    for name, own in times.items():
-        ratios = [t / base for t, base in zip(own, times["none"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        table.add_row(
-            str(name),
-            f"{1e3 * statistics.median(own):.2f}",
-            f"{middle:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            _verdict(middle, LARGEST_RATIO if name == 10 else None),
-        )
+def _print_balancing(rounds, quick):
+    table = Table(title="balance_scales, once it has been called", title_justify="left")
+    for column in ("model", "balancing, ms", "a copy of the weights, ms"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name in ["ResNet50", "VGG16", "ResNet152V2"][: 1 if quick else None]:
+        model = getattr(keras.applications, name)(weights=None)
+        medians = map(statistics.median, balancing_times(model, rounds))
+        table.add_row(name, *(f"{1e3 * median:.0f}" for median in medians))
     CONSOLE.print(table)
 
 
 def main():
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=25, help="rounds of timing")
+    parser.add_argument("--rounds", type=int, default=12, help="of timing")
     parser.add_argument("--quick", action="store_true", help="a few rounds, no 1,000")
     arguments = parser.parse_args()
-    rounds = 3 if arguments.quick else arguments.rounds
-    steps = 2 if arguments.quick else 8
-    CONSOLE.print(f"backend {keras.backend.backend()}, Keras {keras.__version__}\n")
-    times = step_times(mlp, rounds, steps)
-    _print_steps("A training step of an MLP, 4 x 2048, batch 32", times)
-    times = step_times(cnn, rounds, 4 * steps)
-    _print_steps("A training step of a CNN, 3 convolutions, batch 32", times)
-    _print_logged_steps(rounds, 20 if arguments.quick else 200)
-    if keras.backend.backend() == "jax":
+    quick, rounds = arguments.quick, 2 if arguments.quick else arguments.rounds
+    backend = keras.backend.backend()
+    CONSOLE.print(f"backend {backend}, Keras {keras.__version__}\n")
+    jobs = {
+        "mlp": functools.partial(step_time, mlp, 1 if quick else 4),
+        "cnn": functools.partial(step_time, cnn, 8 if quick else 32),
+    }
+    if backend == "torch":
+        jobs["small"] = small_kernel_time
+    times = job_times(jobs, 1 if quick else 3, rounds)
+    for job, title, limits, unit in (
+        ("mlp", "A training step of an MLP, 4 x 2048, batch 32", {}, "ms"),
+        ("cnn", "A training step of a CNN, batch 32", CNN_LIMITS, "ms"),
+        ("small", "A 3 x 3 x 32 x 64 kernel and its gradient", SMALL_LIMITS, "\u00b5s"),
+    ):
+        if job in jobs:
+            _print_times(title, "penalty", times[job], "L1L2", limits, unit)
+    title = "A step of the CNN with NormLogger"
+    times = logged_step_times(rounds, 20 if quick else 100)
+    _print_times(title, "update_freq", times, "none", LOGGER_LIMITS)
+    if backend == "jax":
         _print_bytes()
-    _print_logger(rounds, arguments.quick)
+    _print_logger(rounds, quick)
+    _print_balancing(3 if quick else 5, quick)
 
 
 if __name__ == "__main__":

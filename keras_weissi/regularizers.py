@@ -11,14 +11,14 @@ import numbers
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_weissi._utils.backend import (
-    at_most,
-    between,
+    at_least,
+    bounded_below,
+    is_float32_of_torch,
     log,
-    relu,
+    minus_decay,
     sqrt,
     sum_of_absolutes,
     sum_of_squares,
@@ -135,19 +135,18 @@ class WEISSI(keras.regularizers.Regularizer):
         if not (self.log_norm or self.direction_l1):
             return ops.zeros_like(square)
         floor = self.min_norm**2
-        largest = float(np.finfo(keras.backend.standardize_dtype(square.dtype)).max)
-        floored = between(square, floor, largest)
-        terms = []
+        floored = at_least(square, floor)
         if self.log_norm:
-            decay = relu(1.0 - square * (1.0 / floor))
-            terms.append((log(floored) - decay) * (0.5 * self.log_norm))
+            logarithm = minus_decay(log(floored), square, floor)
+            penalty = logarithm * (0.5 * self.log_norm)
         if self.direction_l1:
-            ratio = absolute / sqrt(floored)
+            # Negative, as PyTorch has a fast bound from below only.
+            direction = absolute / sqrt(floored) * -self.direction_l1
             if size is not None:
                 # By Cauchy-Schwarz, it exceeds this bound only if a sum overflowed.
-                ratio = at_most(ratio, size**0.5)
-            terms.append(ratio * self.direction_l1)
-        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+                direction = bounded_below(direction, size**0.5 * -self.direction_l1)
+            penalty = penalty - direction if self.log_norm else -direction
+        return penalty
 
     def get_config(self) -> dict[str, float]:
         """Returns the arguments of the constructor as plain floats."""
@@ -209,6 +208,8 @@ def largest_log_norm(classes: int) -> float:
 
 
 def _as_float_tensor(x):
+    if is_float32_of_torch(x):
+        return x
     x = ops.convert_to_tensor(x)
     dtype = keras.backend.standardize_dtype(x.dtype)
     of_sums = dtype_of_sums(dtype)
@@ -229,8 +230,11 @@ def dtype_of_sums(dtype):
 
 def _size_of(x):
     # A layer may be traced with a batch of unknown size: `None`, or a symbol on JAX.
-    shape = tuple(x.shape)
-    return math.prod(shape) if all(type(n) is int for n in shape) else None
+    if is_float32_of_torch(x):
+        size = x.numel()
+    else:
+        size = None if None in tuple(x.shape) else math.prod(x.shape)
+    return size if type(size) is int else None
 
 
 def _validated(value, name, expected, low, high):

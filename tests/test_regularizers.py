@@ -216,6 +216,24 @@ def test_the_bounds_of_float64_are_not_rounded(norm):
         assert float(value) <= 0.3 * 355 + 0.2 * math.sqrt(w.size) * 1.001
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="the formula in PyTorch's functions")
+@pytest.mark.parametrize("seed", range(20))
+def test_pytorch_rounds_as_the_formula_does(seed):
+    import torch
+
+    # Kernels that are above the floor, in which case there is no decay.
+    x = torch.tensor(kernel((3, 3, 8, 16), 0.2 * 2**seed, seed=seed))
+    log = torch.log((x * x).sum()) * 0.15
+    direction = x.abs().sum() / torch.sqrt((x * x).sum()) * 0.2
+    for weissi, expected in [
+        (WEISSI(0.3), log),
+        (WEISSI(0.0, 0.2), direction),
+        (WEISSI(0.3, 0.2), log + direction),
+    ]:
+        value = weissi(x)
+        assert value.dtype == torch.float32 and float(value) == float(expected)
+
+
 def test_integer_tensors_are_refused():
     with pytest.raises(ValueError, match="floating-point tensor. Received: x of dtype"):
         WEISSI()(np.ones((2, 3), "int32"))

@@ -60,29 +60,47 @@ def frobenius_norm(x):
 if keras.backend.backend() == "torch":
     # Keras's functions cost several calls each, and the time of a small kernel's
     # penalty is that of the calls.
-    from torch import clamp, log, relu, sqrt
+    import torch
+    from torch import log, relu, sqrt, stack
 else:
-    log, relu, sqrt = ops.log, ops.relu, ops.sqrt
+    torch = None  # type: ignore[assignment]
+    log, relu, sqrt, stack = ops.log, ops.relu, ops.sqrt, ops.stack
 
 
-def between(x, low, high):
-    """Returns numbers, not below `low` and not above `high`; NaN stays NaN.
+def is_float32_of_torch(x):
+    """Whether `x` is a tensor of PyTorch, and on that backend needs no conversion."""
+    return torch is not None and getattr(x, "dtype", None) is torch.float32
 
-    The gradient of a number that equals a bound is 1.
+
+def minus_decay(x, square, floor):
+    """Returns `x - max(1 - square / floor, 0)`."""
+    if torch is None:
+        return x - relu(1.0 - square * (1.0 / floor))
+    # A call less. The difference is exactly 0 at the floor, so its gradient is too.
+    return torch.sub(x, relu(floor - square), alpha=1.0 / floor)
+
+
+def at_least(x, low):
+    """Returns finite numbers, not below `low`; NaN stays NaN.
+
+    The gradient of a number that equals `low` is 1.
     """
     # Not Keras's `clip`: JAX halves that gradient, PyTorch rounds float64 bounds.
-    if keras.backend.backend() == "torch":
-        return clamp(x, low, high)
-    low = ops.convert_to_tensor(low, x.dtype)
-    return ops.where(x < low, low, at_most(x, high))
-
-
-def at_most(x, high):
-    """Returns numbers, not above `high`, like `between`."""
-    if keras.backend.backend() == "torch":
-        return clamp(x, max=high)
+    if torch is not None:
+        return torch.clamp(x, low, torch.finfo(x.dtype).max)
+    high = float(np.finfo(keras.backend.standardize_dtype(x.dtype)).max)
     high = ops.convert_to_tensor(high, x.dtype)
-    return ops.where(x > high, high, x)
+    return bounded_below(ops.where(x > high, high, x), low)
+
+
+def bounded_below(x, low):
+    """Returns numbers, not below `low`; NaN stays NaN."""
+    # The gradient of `threshold` is one call, that of `clamp` three.
+    if torch is not None:
+        number = isinstance(low, float)
+        return torch.threshold(x, low, low) if number else torch.maximum(x, low)
+    low = ops.convert_to_tensor(low, x.dtype)
+    return ops.where(x < low, low, x)
 
 
 # The two reductions read the kernel once forward and once backward:
@@ -104,9 +122,7 @@ def sum_of_squares(x):
 
 def sum_of_absolutes(x):
     """Returns the sum of the absolute values of all elements."""
-    if keras.backend.backend() == "torch":
-        return x.abs().sum()
-    return _sum_of_absolutes(x)
+    return _sum_of_absolutes(x) if torch is None else x.abs().sum()
 
 
 @ops.custom_gradient

@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from keras_weissi._utils.backend import compile_function, frobenius_norm
+from keras_weissi._utils.backend import compile_function, frobenius_norm, stack
 from keras_weissi.regularizers import WEISSI, dtype_of_sums
 
 
@@ -61,17 +61,17 @@ def make_norm_reader(watched, model):
         penalty = ops.zeros((), dtype)
         for group in by_sums.values():
             regularizer = group[0].regularizer
-            square = ops.square(ops.stack([norm_of(v) for v in group]))
+            square = ops.square(stack([norm_of(v) for v in group]))
             absolute = sizes = None
             if regularizer.direction_l1:
                 sums = [ops.sum(ops.absolute(value_of(v))) for v in group]
-                absolute = ops.stack([ops.cast(s, dtype) for s in sums])
+                absolute = stack([ops.cast(s, dtype) for s in sums])
                 sizes = [float(math.prod(v.shape)) for v in group]
                 sizes = ops.convert_to_tensor(sizes, dtype)
             penalty += ops.sum(regularizer.penalty_from_sums(square, absolute, sizes))
         for v in others:
             penalty += ops.cast(v.regularizer(values[position[id(v)]]), dtype)
-        return ops.stack([*result, penalty])
+        return stack([*result, penalty])
 
     run_eagerly = getattr(model, "run_eagerly", False)
     compiled = compile_function(measure, variables, run_eagerly)

@@ -142,8 +142,8 @@ def test_digits_example_names_bad_values(arguments, message):
 def test_overhead_benchmark_runs():
     result = run_python(ROOT / "benchmarks" / "overhead.py", "--quick")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("WEISSI (both)") == (3 if BACKEND == "jax" else 2)
-    assert "transfers" in result.stdout
+    assert result.stdout.count("WEISSI (both)") == (2 if BACKEND == "tensorflow" else 3)
+    assert "transfers" in result.stdout and "ResNet50" in result.stdout
 
 
 @pytest.mark.slow

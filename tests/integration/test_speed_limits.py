@@ -1,9 +1,10 @@
 """The limits of `benchmarks/overhead.py` that can be counted, and so are exact."""
 
 import importlib
+import os
 
 import pytest
-from helpers import ROOT, count_transfers
+from helpers import BACKEND, ROOT, count_transfers
 
 from keras_weissi import WEISSI, NormLogger
 
@@ -58,3 +59,56 @@ def test_a_batch_transfers_once_if_it_is_due(
     assert len(seen) == transfers
     logger.on_epoch_end(0, {})
     assert len(seen) == transfers + 1
+
+
+# What costs on PyTorch with a small kernel is the number of calls, forward and back. Of
+# these calls, only those on the whole kernel do much work.
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch runs call by call")
+@pytest.mark.parametrize(
+    "weissi, calls",
+    [(WEISSI(0.1), 27), (WEISSI(0.0, 0.1), 36), (WEISSI(0.1, 0.1), 51)],
+)
+def test_a_penalty_makes_few_calls_on_pytorch(weissi, calls):
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.seen += 1
+            return function(*args, **(kwargs or {}))
+
+    kernel = torch.randn(3, 3, 32, 64, requires_grad=True)
+    with Count() as count:
+        torch.autograd.grad(weissi(kernel), kernel)
+    assert count.seen <= calls
+
+
+def process_of(penalty):
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_each_penalty_is_timed_in_processes_of_its_own(overhead, monkeypatch):
+    monkeypatch.setattr(overhead, "PENALTIES", {"none": None, "L2": None})
+    jobs = {"first": process_of, "second": process_of}
+    times = overhead.job_times(jobs, processes=2, rounds=3)
+    assert times["first"] == times["second"]
+    seen = [set(processes) for processes in times["first"].values()]
+    assert [len(own) for own in seen] == [2, 2] and not seen[0] & seen[1]
+    assert all(len(processes) == 6 for processes in times["first"].values())
+
+
+def test_printed_ratios_are_those_of_the_printed_medians(overhead, capsys):
+    # The median of the ratios in a round would be 2, that of the times is 1.
+    times = {"L1L2": [1.0, 2.0, 4.0], "WEISSI (log)": [2.0, 4.0, 1.0]}
+    limits = {"WEISSI (log)": 0.9}
+    overhead._print_times("title", "penalty", times, "L1L2", limits)
+    row = capsys.readouterr().out.splitlines()[-2]
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "WEISSI (log)",
+        "2000.00",
+        "1.000",
+        "0.90, MISSED",
+    ]
