@@ -1,7 +1,8 @@
-"""Which variables the code of a user reads, found by running it once on ones.
+"""Which variables the code of a user reads, found by running it.
 
 Such code may reach the weights of another layer through any closure, container or
-attribute. Where it reads them it asks Keras for their values, so that is what counts.
+attribute. Where it reads them it asks Keras for their values, or uses what the backend
+keeps them in: both are noted.
 """
 
 import inspect
@@ -26,9 +27,14 @@ from keras_weissi.model.snapshot import state_kept, used_by
 _TRACED_SIZES = (840, 2, 64, 1)
 _RUN_SIZES = (2, 1, 64, 84)
 _LARGEST_BATCH = 12  # of what is run
-_PLAIN = re.compile("\x1b\\[[0-9]*m")  # what makes letters bold
+_BOLD = re.compile("\x1b\\[[0-9]*m")  # what makes letters bold
 # Attributes of a layer that its `call` does not call; the last is a list of weights.
-_NOT_CALLED = ("_initializer", "_regularizer", "_constraint", "torch_params")
+_NOT_CALLED = (
+    *("_initializer", "_regularizer", "_constraint", "build", "quantize"),
+    "torch_params",
+)
+# The most frequent kinds of attributes, which hold nothing.
+_PLAIN_KINDS = (str, int, float, bool, type(None))
 
 
 class Reads(NamedTuple):
@@ -83,7 +89,9 @@ def _is_tensor(x):
 
 
 def _stored_in(storages, weights):
-    return [v for v in weights if storages and storage_of(v.value) in storages]
+    if not storages:
+        return []
+    return [v for v in weights if storage_of(v.value) in storages]
 
 
 def _foreign(thing, seen):
@@ -120,7 +128,8 @@ def _foreign(thing, seen):
             *(
                 value
                 for name, value in vars(thing).items()
-                if not (name.startswith("_") or name.endswith(_NOT_CALLED))
+                if type(value) not in _PLAIN_KINDS
+                and not (name.startswith("_") or name.endswith(_NOT_CALLED))
             ),
             *sublayers(thing),
         ]
@@ -176,7 +185,7 @@ def _run(function, args, kwargs, weights):
                 read.update((id(v), v) for v in _stored_in(storages, weights))
         except Exception as e:
             # Where Keras adds to what is raised, the message is the third line.
-            lines = [line for line in _PLAIN.sub("", str(e)).splitlines() if line]
+            lines = [line for line in _BOLD.sub("", str(e)).splitlines() if line]
             said = [line for line in lines if not line.startswith("Exception enc")]
             if not is_traced:  # what fails without values may do with them
                 errors.append(f"{type(e).__name__}: {(said or [''])[0]}")

@@ -83,7 +83,8 @@ def _has_state(thing):
     if is_of_keras(thing):
         kinds = (keras.Operation, list, dict, set)
         return isinstance(thing, kinds) or inspect.isroutine(thing)
-    return type(thing).__module__.split(".")[0] not in ("jax", "jaxlib", "numpy")
+    is_plain = type(thing).__module__.split(".")[0] in ("jax", "jaxlib", "numpy")
+    return not is_plain or hasattr(thing, "__wrapped__")
 
 
 def _content_of(thing):

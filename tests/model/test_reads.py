@@ -430,7 +430,7 @@ def test_modules_of_pytorch_keep_their_buffers_and_modes():
 
     class Wrapper(layers.TorchModuleWrapper):
         def compute_output_spec(self, x):
-            return x
+            return keras.KerasTensor(x.shape, x.dtype)
 
     module = torch.nn.BatchNorm1d(4)
     inputs = keras.Input((6,))
