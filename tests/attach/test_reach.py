@@ -132,7 +132,7 @@ class Around(keras.Model):
     "make",
     [
         lambda part: keras.Sequential([part, layers.Dense(4)]),
-        lambda part: keras.Model(part.inputs, layers.Dense(4)(part.layers[-1].output)),
+        lambda part: keras.Model(part.inputs[0], layers.Dense(4)(part.outputs[0])),
         Around,
     ],
     ids=["whole", "shares a layer", "subclassed"],
