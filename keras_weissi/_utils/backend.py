@@ -157,9 +157,7 @@ def compile_function(function, variables, run_eagerly=False):
 
         jitted = jax.jit(function)
         return lambda: jitted(values())
-    if backend == "torch":
-        import torch
-
+    if torch is not None:
         return torch.no_grad()(lambda: function(values()))
     return lambda: function(values())
 
@@ -224,7 +222,6 @@ def storages_run(function, tensors):
         with tf.GradientTape() as tape:
             function(tensors)
         return set(map(storage_of, tape.watched_variables()))
-    import torch
     from torch.overrides import TorchFunctionMode
 
     used = set()
@@ -245,16 +242,13 @@ def storages_run(function, tensors):
 def values_kept(things):
     """Puts back what backends keep in things: variables and buffers, and modes."""
     undo = []
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
+    if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         for x in things:
             if isinstance(x, tf.Variable):
                 undo.append(functools.partial(x.assign, x.numpy()))
-    if backend == "torch":
-        import torch
-
+    if torch is not None:
         for x in things:
             if isinstance(x, torch.nn.Module):
                 for buffer in x.buffers(recurse=False):
@@ -270,9 +264,9 @@ def values_kept(things):
 def random_state_kept():
     """Puts back the state of random numbers that is not in variables of Keras."""
     states = random.getstate(), np.random.get_state()
-    with contextlib.ExitStack() as stack:
-        if "torch" in sys.modules and keras.backend.backend() == "torch":
-            stack.enter_context(sys.modules["torch"].random.fork_rng())
+    with contextlib.ExitStack() as exits:
+        if torch is not None:
+            exits.enter_context(torch.random.fork_rng())
         try:
             yield
         finally:
