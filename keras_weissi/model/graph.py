@@ -12,6 +12,7 @@ from keras_weissi._utils.keras_private import functional_of, inputs_struct, node
 from keras_weissi.model.homogeneity import (
     NORMALIZATIONS,
     is_homogeneous,
+    is_known,
     is_of_keras,
     replaced_method,
 )
@@ -57,12 +58,10 @@ class Graph:
             `SpectralNormalization` around the layer. `None` if neither is the case, and
             `"?"` if Keras does not show where the output goes.
         """
-        outer = layer
         if parents and isinstance(parents[-1], keras.layers.SpectralNormalization):
             return parents[-1].name
-        if parents and isinstance(parents[-1], keras.layers.TimeDistributed):
-            outer = parents[-1]
-        if id(outer) not in self._calls:
+        calls = self._calls_of(layer, parents)
+        if not calls:
             around = [p for p in parents if inner_function(p) is None]
             visible = self.root is not None and around
             return None if visible and all(map(is_as_shipped, around)) else "?"
@@ -70,7 +69,7 @@ class Graph:
             return None
         consumers = [
             consumer
-            for function, node in self._calls[id(outer)]
+            for function, node in calls
             for tensor in node.output_tensors
             for consumer in self._consumers_of(function, tensor, set())
         ]
@@ -79,6 +78,15 @@ class Graph:
         if not consumers or len(normalizations) + len(hidden) < len(consumers):
             return None
         return "?" if hidden else normalizations[0].name
+
+    def knows(self, layer, parents):
+        """Whether Keras shows the calls of a layer, and what it does is known."""
+        return is_known(layer) and bool(self._calls_of(layer, parents))
+
+    def _calls_of(self, layer, parents):
+        """Lists the calls of a layer, or of the `TimeDistributed` around it."""
+        outer = next((p for p in parents if unwrapped(p) is layer), layer)
+        return self._calls.get(id(outer), [])
 
     def _add(self, function, seen):
         if id(function) in seen:

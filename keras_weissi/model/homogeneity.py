@@ -209,6 +209,12 @@ def replaced_method(operation):
     return next((name for name in _REPLACEABLE if name in vars(operation)), "")
 
 
+def is_known(layer):
+    """Whether it is known what a layer with weights does with them."""
+    kinds = (*_KERNELS, *NORMALIZATIONS, keras.layers.PReLU)
+    return type(layer) in kinds and not replaced_method(layer)
+
+
 def is_of_keras(thing):
     """Whether the class of a layer, or of anything else, ships with Keras."""
     return type(thing).__module__.split(".")[0] == "keras"
