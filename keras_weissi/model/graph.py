@@ -65,6 +65,8 @@ class Graph:
             around = [p for p in parents if inner_function(p) is None]
             visible = self.root is not None and around
             return None if visible and all(map(is_as_shipped, around)) else "?"
+        if replaced_method(layer):
+            return "?"
         if not is_homogeneous(getattr(layer, "activation", None)):
             return None
         consumers = [

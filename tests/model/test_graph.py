@@ -99,6 +99,9 @@ def test_what_a_replaced_call_does_is_not_shown():
     dense, norm = layers.Dense(4), with_another_call(layers.BatchNormalization())
     model = keras.Sequential([keras.Input((4,)), dense, norm])
     assert normalization_of(model, dense) == "?"
+    model = base()
+    dense = with_another_call(model.get_layer("dense"))
+    assert normalization_of(model, dense) == "?"
     nested = with_another_call(base())
     model = keras.Sequential([keras.Input((4,)), nested])
     dense = nested.get_layer("dense")
