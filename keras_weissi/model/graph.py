@@ -9,7 +9,13 @@ import collections
 import keras
 
 from keras_weissi._utils.keras_private import functional_of, inputs_struct, nodes_of
-from keras_weissi.model.homogeneity import NORMALIZATIONS, is_homogeneous, is_of_keras
+from keras_weissi.model.homogeneity import (
+    NORMALIZATIONS,
+    is_homogeneous,
+    is_known,
+    is_of_keras,
+    replaced_method,
+)
 from keras_weissi.model.walk import layers_of
 
 _OUTSIDE = "outside of the model"
@@ -52,28 +58,37 @@ class Graph:
             `SpectralNormalization` around the layer. `None` if neither is the case, and
             `"?"` if Keras does not show where the output goes.
         """
-        outer = layer
         if parents and isinstance(parents[-1], keras.layers.SpectralNormalization):
             return parents[-1].name
-        if parents and isinstance(parents[-1], keras.layers.TimeDistributed):
-            outer = parents[-1]
-        if id(outer) not in self._calls:
+        calls = self._calls_of(layer, parents)
+        if not calls:
             around = [p for p in parents if inner_function(p) is None]
             visible = self.root is not None and around
-            return None if visible and all(map(is_of_keras, around)) else "?"
+            return None if visible and all(map(is_as_shipped, around)) else "?"
+        if replaced_method(layer):
+            return "?"
         if not is_homogeneous(getattr(layer, "activation", None)):
             return None
         consumers = [
             consumer
-            for function, node in self._calls[id(outer)]
+            for function, node in calls
             for tensor in node.output_tensors
             for consumer in self._consumers_of(function, tensor, set())
         ]
-        hidden = [c for c in consumers if c is _HIDDEN]
         normalizations = [c for c in consumers if isinstance(c, NORMALIZATIONS)]
+        hidden = [c for c in consumers if c is _HIDDEN]
         if not consumers or len(normalizations) + len(hidden) < len(consumers):
             return None
         return "?" if hidden else normalizations[0].name
+
+    def knows(self, layer, parents):
+        """Whether Keras shows the calls of a layer, and what it does is known."""
+        return is_known(layer) and bool(self._calls_of(layer, parents))
+
+    def _calls_of(self, layer, parents):
+        """Lists the calls of a layer, or of the `TimeDistributed` around it."""
+        outer = next((p for p in parents if unwrapped(p) is layer), layer)
+        return self._calls.get(id(outer), [])
 
     def _add(self, function, seen):
         if id(function) in seen:
@@ -89,6 +104,16 @@ class Graph:
                 self._callers[id(inner)].append((function, node))
                 self._add(inner, seen)
 
+    def _is_constant(self, function, node):
+        """Whether a call is of a BatchNormalization that multiplies by constants.
+
+        As far as scale goes, the tensor leaves the model there.
+        """
+        layer = unwrapped(node.operation)
+        return isinstance(layer, keras.layers.BatchNormalization) and (
+            not layer.trainable or self._in_inference(function, node)
+        )
+
     def _in_inference(self, function, node):
         """Whether a call is made with `training=False`, or is in models that are."""
         if node.arguments.kwargs.get("training") is False:
@@ -97,11 +122,7 @@ class Graph:
         return bool(callers) and all(self._in_inference(*call) for call in callers)
 
     def _consumers_of(self, function, tensor, seen):
-        """Lists the layers that take a tensor, or `_OUTSIDE` or `_HIDDEN`.
-
-        A BatchNormalization that is frozen, or called in inference mode, multiplies by
-        constants: as far as scale goes, the tensor leaves the model there.
-        """
+        """Lists the layers that take a tensor, or `_OUTSIDE` or `_HIDDEN`."""
         if (id(function), id(tensor)) in seen:
             return []
         seen.add((id(function), id(tensor)))
@@ -109,11 +130,8 @@ class Graph:
         for node in self._consumers[id(function), id(tensor)]:
             inner = inner_function(node.operation)
             if inner is None:
-                operation = unwrapped(node.operation)
-                is_constant = isinstance(
-                    operation, keras.layers.BatchNormalization
-                ) and (not operation.trainable or self._in_inference(function, node))
-                found.append(_OUTSIDE if is_constant else operation)
+                is_constant = self._is_constant(function, node)
+                found.append(_OUTSIDE if is_constant else unwrapped(node.operation))
             elif (entries := entries_of(node, inner)) is None:
                 found.append(_HIDDEN)
             else:
@@ -130,16 +148,18 @@ class Graph:
                 for caller, node in callers:
                     outer = node.output_tensors[position]
                     found += self._consumers_of(caller, outer, seen)
-        shown = (str, keras.Operation)
-        return [
-            c if isinstance(c, shown) and (c is _OUTSIDE or is_of_keras(c)) else _HIDDEN
-            for c in found
-        ]
+        return [c if c is _OUTSIDE or is_as_shipped(c) else _HIDDEN for c in found]
+
+
+def is_as_shipped(thing):
+    """Whether something is a layer or operation that does what Keras made it for."""
+    is_operation = isinstance(thing, keras.Operation)
+    return is_operation and is_of_keras(thing) and not replaced_method(thing)
 
 
 def unwrapped(layer):
     """Returns the layer that a `TimeDistributed` applies, or the layer itself."""
-    while type(layer) is keras.layers.TimeDistributed:
+    while type(layer) is keras.layers.TimeDistributed and not replaced_method(layer):
         layer = layer.layer
     return layer
 
@@ -147,10 +167,11 @@ def unwrapped(layer):
 def inner_function(layer):
     """Returns the `keras.Function` that a layer applies, or `None`.
 
-    A class that overrides `call` may use its layers in another way.
+    A class or a model that overrides `call` may use its layers in another way.
     """
     layer = unwrapped(layer)
-    if not isinstance(layer, (keras.Function, keras.Sequential)):
+    is_model = isinstance(layer, (keras.Function, keras.Sequential))
+    if not is_model or replaced_method(layer):
         return None
     classes = type(layer).__mro__
     definer = next(c for c in classes if "call" in vars(c))

@@ -5,12 +5,15 @@ Layers not listed here are assumed not to be homogeneous. To support another one
 its class to a table (or a case to `scaling_of`), and test a model with it.
 """
 
+import contextlib
 import dataclasses
+import functools
 import numbers
-import operator
 import sys
 
 import keras
+
+from keras_weissi._utils.keras_private import leaving_no_traces
 
 
 def _classes(*names):
@@ -62,32 +65,28 @@ _KERNELS = {
     ),
 }
 
-_ACTIVATIONS = (
-    keras.activations.linear,
-    keras.activations.relu,
-    keras.activations.leaky_relu,
-    keras.ops.relu,
-    keras.ops.leaky_relu,
-)
-# Those of the backends, looked up only where the module is loaded already.
-_BACKEND_ACTIVATIONS = (
-    *("tensorflow:nn.relu", "tensorflow:nn.leaky_relu"),
-    *("jax:nn.relu", "jax:nn.leaky_relu"),
-    *("torch:relu", "torch:nn.functional.relu", "torch:nn.functional.leaky_relu"),
+# Functions of `keras.ops` that are called directly, each with a call of it on a tensor.
+# They keep the scale of: one tensor, if there is no start value; tensors only; tensors
+# and zeros; one tensor times, or over, something else.
+_OPS = (
+    ("one", "absolute amax amin convert_to_tensor copy diagonal", lambda f, x: f(x)),
+    ("one", "flip leaky_relu max mean median min negative ravel", lambda f, x: f(x)),
+    ("one", "relu rot90 sort squeeze stop_gradient sum trace", lambda f, x: f(x)),
+    ("one", "transpose unstack", lambda f, x: f(x)),
+    ("one", "expand_dims get_item repeat roll split tile", lambda f, x: f(x, 1)),
+    ("one", "adaptive_average_pool adaptive_max_pool", lambda f, x: f(x, (1, 1))),
+    ("one", "average_pool max_pool", lambda f, x: f(x, 1)),
+    ("one", "moveaxis swapaxes", lambda f, x: f(x, 0, 1)),
+    ("one", "broadcast_to reshape", lambda f, x: f(x, x.shape)),
+    ("one", "cast", lambda f, x: f(x, x.dtype)),
+    ("list", "concatenate dstack hstack stack vstack", lambda f, x: f([x, x])),
+    ("sum", "add fmax fmin maximum minimum pad subtract", lambda f, x: f(x, 1)),
+    ("product", "multiply", lambda f, x: f(x, 1)),
+    ("quotient", "divide true_divide", lambda f, x: f(x, 1)),
 )
 
-# Operations of `keras.ops` that are called directly, by class name: on one tensor; on
-# several; sums, where a number must be 0; products, with one tensor only.
-_KEEPER_OPS = frozenset(
-    "Absolute AdaptiveAveragePool AdaptiveMaxPool Amax Amin AveragePool BroadcastTo "
-    "Cast ConvertToTensor Copy Diagonal ExpandDims Flip GetItem "
-    "LeakyRelu Max MaxPool Mean Median Min Moveaxis Negative Pad Ravel Relu Repeat "
-    "Reshape Roll Rot90 Sort Split Squeeze StopGradient Sum Swapaxes Tile Trace "
-    "Transpose Unstack".split()
-)
-_JOIN_OPS = frozenset("Concatenate Dstack Hstack Stack Vstack".split())
-_SUM_OPS = frozenset("Add Fmax Fmin Maximum Minimum Subtract".split())
-_PRODUCT_OPS = frozenset("Divide Multiply TrueDivide".split())
+# Methods that a user may replace on one layer, which changes what it computes.
+_REPLACEABLE = ("call", "convolution_op")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,10 +135,11 @@ def scaling_of(operation, node):
             return fixed(
                 f"{kind.__name__} with a tensor of {dtype}, which has no scale"
             )
+    replaced = replaced_method(operation)
+    if replaced:
+        return fixed(f"its `{replaced}` is not that of its class")
     if not isinstance(operation, keras.Layer):
         return _scaling_of_op(operation, node)
-    if "call" in vars(operation):
-        return fixed("its `call` is not that of its class")
     if kind in _JOINS and len(keras.tree.flatten(node.arguments.args)) == tensors:
         return Scaling()
     if tensors != 1:
@@ -165,21 +165,54 @@ def is_homogeneous(activation):
     kind = type(activation)
     if activation is None or kind in (keras.layers.LeakyReLU, keras.layers.PReLU):
         return True
-    # `keras.activations.relu` makes an operation of the same name and attributes.
-    if kind.__name__ == "ReLU" and is_of_keras(activation):
-        return activation.max_value is None and not activation.threshold
     if kind is keras.layers.Activation:
         return is_homogeneous(activation.activation)
-    return any(activation is known for known in (*_ACTIVATIONS, *_of_backends()))
+    # `keras.activations.relu` makes an operation with the attributes of the layer.
+    if kind is keras.layers.ReLU or _kinds_of_ops().get(kind) == "relu":
+        return activation.max_value is None and not activation.threshold
+    return any(activation is known for known in _activations())
 
 
-def _of_backends():
-    for name in _BACKEND_ACTIVATIONS:
-        module, path = name.split(":")
-        try:
-            yield operator.attrgetter(path)(sys.modules[module])
-        except (AttributeError, KeyError):
-            continue  # not loaded, or not in this version
+@functools.cache
+def _activations():
+    """Lists the homogeneous functions of Keras and of the backend in use."""
+    backend = sys.modules[keras.backend.backend()]
+    nn = getattr(backend, "nn", None)
+    functional = getattr(nn, "functional", None)  # of PyTorch
+    modules = (keras.activations, keras.ops, backend, nn, functional)
+    relus = [getattr(m, name, None) for m in modules for name in ("relu", "leaky_relu")]
+    return [keras.activations.linear, *relus]
+
+
+@functools.cache
+def _kinds_of_ops():
+    """Finds the class of the operation that each function of `_OPS` records.
+
+    The names of these classes change between versions of Keras.
+
+    Returns:
+        Dict from classes to the kinds in `_OPS`, or `"relu"`.
+    """
+    x = keras.KerasTensor((2, 2, 2, 2))
+    with leaving_no_traces():
+        outputs = [("relu", keras.activations.relu(x))]
+        for kind, names, call in _OPS:
+            for name in names.split():
+                # Not in this Keras, or called in another way: then it is not known.
+                with contextlib.suppress(AttributeError, TypeError, ValueError):
+                    outputs.append((kind, call(getattr(keras.ops, name), x)))
+        return {type(keras.Function(x, y).operations[-1]): k for k, y in outputs}
+
+
+def replaced_method(operation):
+    """Returns the name of a method that is replaced on the instance alone, or ""."""
+    return next((name for name in _REPLACEABLE if name in vars(operation)), "")
+
+
+def is_known(layer):
+    """Whether it is known what a layer with weights does with them."""
+    kinds = (*_KERNELS, *NORMALIZATIONS, keras.layers.PReLU)
+    return type(layer) in kinds and not replaced_method(layer)
 
 
 def is_of_keras(thing):
@@ -243,29 +276,22 @@ def _why_not_scaled(variables):
 
 def _scaling_of_op(operation, node):
     # A constant that is added to a tensor keeps it from being scaled.
-    name = type(operation).__name__
+    kind = _kinds_of_ops().get(type(operation))
     arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
     tensors = [x for x in arguments if isinstance(x, keras.KerasTensor)]
     others = [x for x in arguments if not isinstance(x, keras.KerasTensor)]
-    unknown = fixed(f"{name} is not known to be homogeneous")
-    if not is_of_keras(operation):
-        return unknown
-    if name == "ReLU":
-        return Scaling() if is_homogeneous(operation) else unknown
-    if name in _JOIN_OPS and not others:
+    keeps_scale = {
+        None: False,
+        "relu": kind == "relu" and is_homogeneous(operation),
+        "one": len(tensors) == 1 and getattr(operation, "initial", None) is None,
+        "list": not others,
+        "sum": all(x is None or _is_zero(x) for x in others),
+        "product": len(tensors) == 1,
+        "quotient": len(tensors) == 1 and arguments[0] is tensors[0],
+    }
+    if keeps_scale[kind]:
         return Scaling()
-    if name in _SUM_OPS:
-        return Scaling() if all(map(_is_zero, others)) else unknown
-    if name in _PRODUCT_OPS:
-        is_linear = len(tensors) == 1 and (
-            name == "Multiply" or arguments[0] is tensors[0]
-        )
-        return Scaling() if is_linear else unknown
-    if name in _KEEPER_OPS and len(tensors) == 1:
-        takes_constant = name == "Pad" and any(x is not None for x in others)
-        if getattr(operation, "initial", None) is None and not takes_constant:
-            return Scaling()
-    return unknown
+    return fixed(f"{type(operation).__name__} is not known to be homogeneous")
 
 
 def _is_zero(value):

@@ -38,8 +38,9 @@ class InvariantCoefficients:
         coefficients: dict from the names of kernels, and of normalizations with a
             gamma, to floats: the coefficients of all that is penalized.
         plain_is_invariant: bool, whether the sum of the log norms of the kernels,
-            each with coefficient 1, is invariant on the model; `None` if that is not
-            known, as some are in layers that cannot be seen through.
+            each with coefficient 1, is invariant on the model: `True` also where
+            nothing can change it, as no scale is free or no kernel is penalized. `None`
+            if it is not known, as some are in layers that cannot be seen through.
         statement: str, says so in words, with the reason.
         table: `KernelTable` of `CoefficientRow`, of all kernels.
     """
@@ -62,7 +63,8 @@ class Share:
     kernel: Kernel
     coefficient: float  # 0 if it has no penalty
     left_out: LeftOut | None  # why it has none
-    is_outside: bool  # whether no scale can be shifted through its layer
+    is_pinned: bool  # whether no scale can be shifted through its layer
+    is_unseen: bool  # whether that is because nothing is known of its layer
 
 
 def invariant_coefficients(
@@ -119,14 +121,14 @@ def invariant_coefficients(
         model, Graph(model), include_normalized, False, groups
     )
     bearing = [share for share in shares if share.left_out is None]
-    unseen = [share for share in shares if _is_unseen(share)]
+    unseen = [share for share in shares if share.is_unseen]
     table = KernelTable(
         [CoefficientRow(s.kernel.name, s.coefficient, _note(s)) for s in shares],
         "name coefficient note",
     )
     return InvariantCoefficients(
         {share.kernel.name: share.coefficient for share in bearing},
-        None if unseen and not reasons else not reasons,
+        None if unseen and bearing and not reasons else not reasons,
         _statement(shares, bearing, unseen, reasons, groups, include_normalized),
         table,
     )
@@ -151,11 +153,11 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
     left_out = [why(edge.kernel) for edge in edges]
     chosen = np.array([why is None for why in left_out], bool)
     plain = chosen & ~np.array([edge.is_gamma for edge in edges], bool)
-    offsets = {id(variable) for edge in edges for variable in edge.shifts}
+    fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
+    offsets = {id(v) for i in np.flatnonzero(fed) for v in edges[i].shifts}
     reasons = _unbalanced(groups, chosen, plain)
     if reasons:
         # A gamma that feeds something pinned cannot absorb any scale.
-        fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
         _, count, sources, targets = solver_graph(groups)
         flow = nearest_flow(count, sources, targets, plain | (chosen & fed))
     else:
@@ -179,15 +181,11 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
         else:
             why_not = why(kernel)
             coefficient = 1.0 if why_not is None else 0.0
-        shares.append(Share(kernel, coefficient, why_not, is_outside=i is None))
+        is_meant = why_not is None or why_not.reason is Reason.UNNAMED
+        matters = i is None and is_meant and kernel.variable.trainable
+        is_unseen = matters and not graph.knows(kernel.layer, kernel.parents)
+        shares.append(Share(kernel, coefficient, why_not, i is None, is_unseen))
     return shares, reasons
-
-
-def _is_unseen(share):
-    """Whether nothing is known of the scale of a kernel that matters."""
-    left_out = share.left_out and share.left_out.reason
-    is_meant = left_out in (None, Reason.UNNAMED)
-    return is_meant and share.is_outside and share.kernel.variable.trainable
 
 
 def _note(share):
@@ -195,7 +193,7 @@ def _note(share):
     if share.left_out is not None:
         is_needless = share.left_out.reason is Reason.NOT_NEEDED
         notes.append(f"{'' if is_needless else 'left out: '}{share.left_out}")
-    elif share.is_outside:
+    elif share.is_pinned:
         notes.append("no scale can be shifted through its layer")
     return "; ".join(notes)
 
@@ -209,79 +207,71 @@ def _unbalanced(groups, chosen, plain):
         plain: bool array, likewise: those that plain `WEISSI` penalizes.
     """
     nodes, _, sources, targets = solver_graph(groups)
-    names = [repr(edge.kernel.name) for edge in groups.edges]
+    names = np.array([repr(edge.kernel.name) for edge in groups.edges], object)
     reasons = []
     for node, group in zip(nodes, groups.groups, strict=True):
-        if node == GROUND:
-            continue
         enters = (targets == node) & (sources != node)
         leaves = (sources == node) & (targets != node)
-        into, out = np.flatnonzero(plain & enters), np.flatnonzero(plain & leaves)
-        if len(into) == len(out):
+        into, out = names[plain & enters], names[plain & leaves]
+        if node == GROUND or len(into) == len(out):
             continue
-        reason = (
-            f"at the output of {group.layers[0]!r}, {_listed(names, into, 'enter')}, "
-            f"but {_listed(names, out, 'leave')}"
-        )
-        gammas = np.flatnonzero(chosen & ~plain & enters)
+        gammas = names[chosen & ~plain & enters]
+        left_out = names[~chosen & (enters | leaves)]
+        reason = f"at the output of {group.layers[0]!r}, {_listed(into, 'enter')}, "
+        reason += f"but {_listed(out, 'leave')}"
         if len(gammas):
-            by = _shortened([names[i] for i in gammas])
-            reason += f", and the gamma of {by} scales it as well"
-        left_out = np.flatnonzero(~chosen & (enters | leaves))
+            reason += f", and the gamma of {_shortened(gammas)} scales it as well"
         if len(left_out):
-            others = _shortened([names[i] for i in left_out])
-            reason += f" (not counting {others}, without a penalty)"
+            reason += f" (not counting {_shortened(left_out)}, without a penalty)"
         reasons.append(reason)
     return reasons
 
 
 def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
     """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
-    gammas = [
-        repr(share.kernel.name) for share in bearing if share.kernel.kind == "gamma"
-    ]
+    gammas = [repr(s.kernel.name) for s in bearing if s.kernel.kind == "gamma"]
     count = sum(share.kernel.kind != "gamma" for share in shares)
     some = len(bearing) - len(gammas)
-    statement = f"{some} of {count} kernels {'is' if some == 1 else 'are'} penalized"
+    penalized = f"{some} of {count} kernels {'is' if some == 1 else 'are'} penalized"
     if not bearing:
-        return f"{statement}: there is nothing to make invariant. The notes say why."
-    hidden = ""
+        return f"{penalized}: there is nothing to make invariant. The notes say why."
+    hidden = known = ""
     if unseen:
         names = _shortened([repr(share.kernel.name) for share in unseen])
         hidden = f"; {len(unseen)} cannot be seen through ({names})"
+        known = f" as far as the kernels can be seen{hidden}"
     if not groups.free:
-        return f"{statement}{hidden}. No scale is free, so there is nothing to be " + (
-            f"invariant to: {_first_pin(groups)}."
+        pins = dict.fromkeys(
+            ": ".join(p) for group in groups.pinned for p in group.pins
         )
-    statement += ". Plain WEISSI, with coefficient 1 on each kernel, is "
+        # The ends of the model only if nothing else pins a scale.
+        inner_first = sorted(pins, key=lambda pin: pin.endswith("put of the model"))
+        return (
+            f"{penalized}{hidden}. No scale is free, so there is nothing to be "
+            f"invariant to: {_first(inner_first)}."
+        )
+    plain = f"{penalized}. Plain WEISSI, with coefficient 1 on each kernel, is"
     if not reasons:
-        if unseen:
-            return f"{statement}invariant as far as the kernels can be seen{hidden}."
-        return f"{statement}invariant."
-    more = f" (and {len(reasons) - 1} more like it)" if reasons[1:] else ""
+        return f"{plain} invariant{known}."
     also = f", also to the gammas ({_shortened(gammas)})" if gammas else ""
     arguments = "include_normalized=True, " if include_normalized else ""
-    call = f"regularize(model, WEISSI(...), {arguments}invariant=True)"
-    statement += f"not invariant: {reasons[0]}{more}. `{call}` applies the coefficients"
-    return f"{statement} above{also}, which makes the penalty invariant."
+    return (
+        f"{plain} not invariant: {_first(reasons, ' like it')}. "
+        f"`regularize(model, WEISSI(...), {arguments}invariant=True)` applies the "
+        f"coefficients above{also}, which makes the penalty invariant{known}."
+    )
 
 
-def _first_pin(groups):
-    """Says what pins the scales; the ends of the model only if nothing else does."""
-    pins = dict.fromkeys(pin for group in groups.pinned for pin in group.pins)
-    ends = ("an input of the model", "an output of the model")
-    (layer, reason), *others = sorted(pins, key=lambda pin: pin[1] in ends)
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{layer}: {reason}{more}"
+def _first(texts, like_it=""):
+    return texts[0] + (f" (and {len(texts) - 1} more{like_it})" if texts[1:] else "")
 
 
-def _listed(names, indices, verb):
-    """Says how many kernels enter or leave, and which."""
-    if not len(indices):
+def _listed(names, verb):
+    if not len(names):
         return f"no kernel {verb}s"
-    verb = f"kernel {verb}s" if len(indices) == 1 else f"kernels {verb}"
-    return f"{len(indices)} {verb} ({_shortened([names[i] for i in indices])})"
+    verb = f"kernel {verb}s" if len(names) == 1 else f"kernels {verb}"
+    return f"{len(names)} {verb} ({_shortened(names)})"
 
 
 def _shortened(names):
-    return ", ".join(names[:3]) + (", …" if names[3:] else "")
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,7 +1,11 @@
 import keras
+import networks
+import numpy as np
 import pytest
-from keras import layers
+from helpers import to_numpy
+from keras import layers, ops
 
+from keras_weissi import balance_scales
 from keras_weissi.model.graph import Graph
 
 
@@ -45,3 +49,60 @@ def test_other_normalizations_work_frozen_too():
     norm = layers.LayerNormalization(trainable=False, name="ln")
     model = keras.Sequential([keras.Input((4,)), dense, norm])
     assert normalization_of(model, dense) == "ln"
+
+
+def with_another_call(layer):
+    """The layer, which now does something else than its class."""
+    before = layer.call
+    layer.call = lambda x, training=None, mask=None: ops.tanh(before(x))
+    return layer
+
+
+def with_another_convolution():
+    layer = layers.Conv2D(4, 1)
+    layer.convolution_op = lambda x, kernel: ops.tanh(ops.conv(x, kernel))
+    return layer
+
+
+def functional():
+    inputs = keras.Input((3, 3, 4))
+    return inputs, layers.Dense(4)(inputs)
+
+
+def sequential():
+    return keras.Sequential([keras.Input((3, 3, 4)), layers.Dense(4)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: with_another_call(layers.Dense(4)),
+        lambda: with_another_call(sequential()),
+        lambda: with_another_call(keras.Model(*functional())),
+        lambda: with_another_call(layers.TimeDistributed(layers.Dense(4))),
+        lambda: layers.TimeDistributed(with_another_call(layers.Dense(4))),
+        with_another_convolution,
+    ],
+    ids=["layer", "Sequential", "Functional", "wrapper", "wrapped", "convolution"],
+)
+def test_no_scale_goes_through_a_method_that_is_replaced_on_one_layer(make):
+    stack = [layers.Dense(4, name="a"), make(), layers.Dense(4), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3, 3, 4)), *stack])
+    networks.randomize(model)
+    x = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype("float32")
+    before = to_numpy(model(x))
+    balance_scales(model)
+    np.testing.assert_allclose(to_numpy(model(x)), before, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_replaced_call_does_is_not_shown():
+    dense, norm = layers.Dense(4), with_another_call(layers.BatchNormalization())
+    model = keras.Sequential([keras.Input((4,)), dense, norm])
+    assert normalization_of(model, dense) == "?"
+    model = base()
+    dense = with_another_call(model.get_layer("dense"))
+    assert normalization_of(model, dense) == "?"
+    nested = with_another_call(base())
+    model = keras.Sequential([keras.Input((4,)), nested])
+    dense = nested.get_layer("dense")
+    assert Graph(model).normalization_of(dense, (nested,)) == "?"

@@ -255,14 +255,17 @@ def test_what_cannot_be_seen_is_counted():
     assert invariant_coefficients(model).plain_is_invariant is True
 
 
+class Unnamed(layers.Layer):
+    """A matrix that `regularize` does not take unless it is named."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 4))
+
+    def call(self, x):
+        return x @ self.w
+
+
 def test_a_matrix_that_regularize_does_not_take_is_counted_as_hidden():
-    class Unnamed(layers.Layer):
-        def build(self, shape):
-            self.w = self.add_weight(shape=(shape[-1], 4))
-
-        def call(self, x):
-            return x @ self.w
-
     chain = [dense("a"), dense("b"), Unnamed(name="mine"), dense("c")]
     c = invariant_coefficients(keras.Sequential([keras.Input((4,)), *chain]))
     assert c.plain_is_invariant is None
@@ -274,6 +277,68 @@ def test_what_is_seen_not_to_be_invariant_is_said_whatever_is_hidden():
     hidden = keras.Model(model.inputs, Block(name="block")(model.outputs[0]))
     c = invariant_coefficients(hidden)
     assert c.plain_is_invariant is False and "is not invariant" in c.statement
+    assert "which makes the penalty invariant as far as the kernels can be seen; 2" in (
+        c.statement
+    )
+
+
+def pinned(how):
+    """A chain with a kernel that is seen, but that no scale can be shifted through."""
+    constraint = "max_norm" if how == "constraint" else None
+    first = layers.Dense(4, "relu", kernel_constraint=constraint, name="pinned")
+    if how == "wrapped":
+        first.kernel_constraint = keras.constraints.MaxNorm(1.0)
+        first = layers.TimeDistributed(first)
+    if how == "nested":
+        first.kernel_constraint = keras.constraints.MaxNorm(1.0)
+        first = keras.Sequential([keras.Input((3, 4)), first])
+    x = inputs = keras.Input((3, 4))
+    x = dense("b")(first(x))
+    if how == "Lambda":
+        other = layers.Lambda(lambda y: y @ keras.ops.transpose(first.kernel))
+        x = layers.Concatenate()([x, other(x)])
+    return keras.Model(inputs, dense("d", None)(dense("c")(x)))
+
+
+@pytest.mark.parametrize("how", ["constraint", "wrapped", "nested", "Lambda"])
+def test_a_kernel_that_is_seen_to_be_pinned_is_seen(how):
+    model = pinned(how)
+    c = invariant_coefficients(model)
+    assert c.plain_is_invariant is True
+    assert c.statement.endswith("is invariant.")
+    assert "4 of 4 kernels" in c.statement
+
+
+def test_what_a_replaced_method_does_cannot_be_seen():
+    chain = [keras.Input((4,)), dense("a"), dense("b"), dense("c"), dense("d")]
+    model = keras.Sequential(chain)
+    before = model.layers[0].call
+    model.layers[0].call = lambda x: before(keras.ops.tanh(x))
+    c = invariant_coefficients(model)
+    assert c.plain_is_invariant is None
+    assert "1 cannot be seen through ('a')" in c.statement
+
+
+@pytest.mark.parametrize("is_penalized", [False, True])
+def test_nothing_can_change_the_penalty_where_none_is_penalized(is_penalized):
+    model = keras.Sequential([keras.Input((4,)), dense("a"), Unnamed(name="hidden")])
+    if not is_penalized:
+        regularize(model, {"a": keras.regularizers.L2(0.1)})
+    c = invariant_coefficients(model)
+    assert c.plain_is_invariant is (None if is_penalized else True)
+    assert ("there is nothing to make invariant" in c.statement) != is_penalized
+
+
+def test_a_bias_at_the_end_is_scaled_by_nothing():
+    last = layers.Dense(4, name="c", bias_regularizer=WEISSI(0.2, min_norm=1e-6))
+    model = keras.Sequential([keras.Input((4,)), dense("a"), dense("b"), last])
+    networks.randomize(model)
+    c = invariant_coefficients(model)
+    assert c.plain_is_invariant is True and of(c)["c/bias"] == 1.0
+    put(model, 0.1)
+    before = penalty_of(model)
+    shift_scales(model, networks.random_factors(model, 0))
+    assert penalty_of(model) == pytest.approx(before, abs=1e-5)
 
 
 @pytest.mark.parametrize(
