@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_weissi._utils.backend import to_numpy
-from keras_weissi._utils.keras_private import made_trainable
+from keras_weissi._utils.keras_private import made_trainable, sublayers
 from keras_weissi._utils.user_warnings import listed
 from keras_weissi._utils.validation import check_model
 from keras_weissi.model.homogeneity import gamma_of
@@ -186,7 +186,10 @@ def _weights(model):
         )
         path = [part.name for part in (*parents, layer) if part is not model]
         for variable, kind in zip(variables, kinds, strict=True):
-            is_alone = path and len(main) == 1 and variable is main[0]
+            # A matrix beside layers could not be named without them.
+            is_beside = kind == "matrix" and any(True for _ in sublayers(layer))
+            is_main = len(main) == 1 and variable is main[0]
+            is_alone = path and is_main and not is_beside
             parts = path if is_alone else [*path, variable.name]
             name = base = "/".join(map(clean, parts))
             count = 1

@@ -198,3 +198,23 @@ def test_rows_stand_in_the_order_of_the_layers_gammas_too():
         report = regularize(model, R, layers=["c", "second", "b", "first"])
     assert [row.name for row in report] == ["first", "a", "b", "second", "c"]
     assert [row.changed for row in report] == [True, False, False, True, True]
+
+
+def test_a_matrix_beside_layers_can_be_named_alone():
+    class Tokens(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.inside = layers.Dense(4, name="inside")
+
+        def build(self, shape):
+            self.inside.build(shape)
+            self.token = self.add_weight(shape=(1, 4), name="token")
+
+        def call(self, x):
+            return self.inside(x) + self.token
+
+    model = chain(Tokens(name="tokens"), layers.Dense(2, name="dense"))
+    with pytest.warns(UserWarning, match="may not be saved"):
+        report = regularize(model, R, layers="tokens/token")
+    changed = [row.name for row in report if row.changed]
+    assert changed == ["tokens/token"]
