@@ -331,7 +331,8 @@ class Takes(layers.Layer):
 
     def __init__(self, encoder, **kwargs):
         super().__init__(**kwargs)
-        self.box = lambda: encoder
+        held = [encoder]
+        self.box = lambda: held[0]
         self.table = layers.Embedding(1, 4, mask_zero=True)
         self.supports_masking = True
 
