@@ -518,6 +518,26 @@ def test_a_regularizer_may_be_a_function(stack, function):
     assert not any(row.regularizer for row in deregularize(model))
 
 
+@registered
+class Weighted(keras.regularizers.Regularizer):
+    def __init__(self, weights):
+        self.weights = np.array(weights)
+
+    def __call__(self, w):
+        return ops.sum(w * self.weights)
+
+    def get_config(self):
+        return {"weights": self.weights}
+
+
+def test_a_configuration_may_hold_an_array():
+    old = Weighted([1.0, 2.0, 3.0])
+    model = chain(layers.Dense(3, kernel_regularizer=old), layers.Dense(2))
+    with pytest.warns(UserWarning, match=r"has Weighted\(weights=\[1. 2. 3.\]"):
+        report = regularize(model, R)
+    assert report[0].regularizer is old and "Weighted(" in str(report)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="has it already")
 @pytest.mark.parametrize(
     "change",
