@@ -172,18 +172,18 @@ def with_losses(decisions, model):
 
 
 def _lost(decision, loaded, put):
-    loads = loaded.get(id(decision.kernel.variable))
-    if loads is None:
+    again = loaded.get(id(decision.kernel.variable))
+    if again is None:
         return ""
-    gets = described(loads.regularizer) if loads.is_known else "?"
+    gets = described(again.regularizer) if again.is_known else "?"
     if gets == described(decision.regularizer):
         return ""
-    name = type(loads.layer).__name__
+    name = type(again.layer).__name__
     if not decision.is_change:
         # This call did not change it.
         if gets not in put:
             return ""
-        gets = format_regularizer(loads.regularizer)
+        gets = format_regularizer(again.regularizer)
         return f"not saved: {name} is loaded with {gets or 'none'} on it"
     if decision.regularizer is None:
         return f"not saved: WEISSI is back after loading unless {name} saves it"
