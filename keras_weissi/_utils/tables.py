@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import numpy as np
+
 # Width if there is no terminal.
 _WIDTH = 160
 
@@ -71,7 +73,7 @@ def format_regularizer(regularizer):
     config = {
         key: f"{value:g}" if isinstance(value, float) else value
         for key, value in config.items()
-        if value
+        if isinstance(value, np.ndarray) or value
     }
     arguments = ", ".join(f"{key}={value}" for key, value in config.items())
     return f"{type(regularizer).__name__}({arguments})"

@@ -75,9 +75,9 @@ def regularize(
     kernels; kernels with LoRA enabled; and matrices of custom layers that are not
     called "kernel" or "..._kernel", unless they are selected. The report gives the
     reason for each, and a warning lists those that the call asked for. Another lists
-    those that would have another regularizer once the model is saved and loaded. A
-    normalization layer that is named gets the regularizer on its gamma, the weight that
-    scales its output.
+    those that would have another regularizer once the model is saved and loaded; to
+    find them, it runs the constructors of custom layers again. A normalization layer
+    that is named gets the regularizer on its gamma, the weight that scales its output.
 
     A name is the path of a layer or nested model, such as `"backbone/block"`, or the
     name of a kernel in the report; otherwise, of the only layer of this name at any
@@ -179,30 +179,59 @@ def _carry_out(model, decisions, changes, caller="regularize"):
 
     Whether they are saved is known only once they are set. A warning may be an error.
     """
+    models = models_sharing_layers(model)
     steps = [
         (other, kind)
-        for other in models_sharing_layers(model)
+        for other in models
         for kind in ("train", "test")
         if getattr(other, f"{kind}_function", None) is not None
     ]
     with set_all(changes):
         decisions = with_losses(decisions, model)
         _warn(decisions, caller)
-        for other, kind in steps:
-            # What `tf.function` and `jax.jit` have traced, nobody can make anew.
-            step = getattr(other, f"{kind}_step")
-            if hasattr(step, "get_concrete_function") or hasattr(step, "lower"):
+        for other in models:
+            for name in _forget_traces(other):
                 warn(
-                    f"{caller} changes nothing in `{kind}_step` of model "
-                    f"{other.name!r}, which was traced before and keeps what it had. "
-                    f"Take the decorator off `{kind}_step`: `fit` compiles it anyway. "
-                    f"Or call {caller} before the first step."
+                    f"{caller} changes nothing in `{name}` of model {other.name!r}, "
+                    "which was traced before: a penalty that it computes stays as it "
+                    "was. Take the decorator off if only `fit` calls it, as `fit` "
+                    f"compiles it anyway. Or call {caller} before the first step."
                 )
         report = _report(model, decisions)
         with set_all([(other, f"{kind}_function", None) for other, kind in steps]):
             for other, kind in steps:
                 make_step(other, kind)
     return report
+
+
+# No penalty is computed in a `call`, and Keras's own steps are made again.
+_NOT_CONCERNED = ("call", "train_function", "test_function", "predict_function")
+
+
+def _forget_traces(model):
+    """Lets the methods of a model that the user compiled forget what they have traced.
+
+    Returns:
+        List of str, the names of those that cannot.
+    """
+    own: dict = {}
+    for kind in reversed(type(model).__mro__):
+        own.update(vars(kind))
+    kept = []
+    for name, value in {**own, **vars(model)}.items():
+        is_part = isinstance(value, (type, keras.Layer))
+        if not callable(value) or is_part or name in _NOT_CONCERNED:
+            continue
+        if hasattr(value, "get_concrete_function"):  # by `tf.function`
+            # A step that the user's code compiled keeps its trace.
+            if getattr(model, name).experimental_get_tracing_count():
+                kept.append(name)
+        elif hasattr(value, "lower"):  # by `jax.jit` or `jax.pmap`
+            if hasattr(value, "clear_cache"):
+                value.clear_cache()
+            else:
+                kept.append(name)
+    return kept
 
 
 def _warn(decisions, caller):

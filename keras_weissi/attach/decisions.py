@@ -9,6 +9,7 @@ from keras_weissi._utils.validation import invalid
 from keras_weissi.attach.saved_config import (
     after_loading,
     attention_around,
+    described,
     places_of,
 )
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
@@ -145,7 +146,7 @@ def _agreed_in_attention(decisions):
                 kernel = decisions[i].kernel
                 agreed[i] = Decision(kernel, kernel.regularizer, False, left_out, True)
             continue
-        different = {_described(decisions[i].regularizer) for i in changes}
+        different = {described(decisions[i].regularizer) for i in changes}
         if len(different) > 1 or 0 < len(changes) < len(indices):
             attention = attention_around(decisions[indices[0]].kernel)
             raise ValueError(
@@ -156,10 +157,6 @@ def _agreed_in_attention(decisions):
     return agreed
 
 
-def _described(regularizer):
-    return regularizer and str((type(regularizer), regularizer.get_config()))
-
-
 def with_losses(decisions, model):
     """Adds to each decision what is lost when the model is saved and loaded.
 
@@ -167,7 +164,7 @@ def with_losses(decisions, model):
     """
     changes = [decision for decision in decisions if decision.is_change]
     loaded = after_loading(model, decisions)
-    put = {_described(decision.regularizer) for decision in changes}
+    put = {described(decision.regularizer) for decision in changes}
     return [
         dataclasses.replace(decision, lost=_lost(decision, loaded, put))
         for decision in decisions
@@ -175,16 +172,18 @@ def with_losses(decisions, model):
 
 
 def _lost(decision, loaded, put):
-    layer, known = loaded.get(id(decision.kernel.variable), (None, ()))
-    described = [_described(regularizer) for regularizer in known]
-    if layer is None or described == [_described(decision.regularizer)]:
+    again = loaded.get(id(decision.kernel.variable))
+    if again is None:
         return ""
-    name = type(layer).__name__
+    gets = described(again.regularizer) if again.is_known else "?"
+    if gets == described(decision.regularizer):
+        return ""
+    name = type(again.layer).__name__
     if not decision.is_change:
-        # What another regularizer becomes is no doing of this call.
-        if put.isdisjoint(described):
+        # This call did not change it.
+        if gets not in put:
             return ""
-        gets = format_regularizer(known[0])
+        gets = format_regularizer(again.regularizer)
         return f"not saved: {name} is loaded with {gets or 'none'} on it"
     if decision.regularizer is None:
         return f"not saved: WEISSI is back after loading unless {name} saves it"

@@ -3,9 +3,11 @@
 import contextlib
 import inspect
 import warnings
+from typing import NamedTuple
 
 import keras
 
+from keras_weissi._utils.backend import random_state_kept
 from keras_weissi._utils.keras_private import (
     leaving_no_traces,
     regularizer_attributes,
@@ -13,6 +15,25 @@ from keras_weissi._utils.keras_private import (
 )
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.walk import layers_of, own_variables
+
+
+class Loaded(NamedTuple):
+    """What would act on a weight if the model was saved and loaded."""
+
+    layer: keras.Layer  # the outermost one that makes it again
+    regularizer: keras.regularizers.Regularizer | None = None
+    is_known: bool = False
+
+
+def described(regularizer):
+    """Returns a string that is the same for equal regularizers, or `None` for none."""
+    if regularizer is None:
+        return None
+    try:
+        config = regularizer.get_config()
+    except (AttributeError, NotImplementedError):  # a function, for example
+        config = getattr(regularizer, "__name__", "")
+    return str((type(regularizer), config))
 
 
 def places_of(kernel):
@@ -50,39 +71,42 @@ def attention_around(kernel):
 def after_loading(model, decisions):
     """Finds what would act on weights if the model was saved and loaded.
 
-    It reads the configuration back as loading does, and makes layers from it again, but
-    none of their weights.
+    It reads the configuration back as loading does, and makes layers from it again. The
+    constructors run, but no weights are made unless the code needs them.
 
     Args:
         model: The `keras.Model`.
         decisions: List of `Decision`. Layers without a change are passed over.
 
     Returns:
-        Dict from the ids of variables to pairs of the outermost layer that makes them
-        again, and of a tuple: the regularizer, or nothing if that cannot be known.
-        Without those of layers that keep what they are given.
+        Dict from the ids of variables to `Loaded`. Without those of layers that keep
+        what they are given.
     """
-    found: dict[int, tuple[keras.Layer, tuple]] = {}
+    found: dict[int, Loaded] = {}
     for layer in _saved_alone(model):
         ids = {id(variable) for variable in layer.weights}
         inside = [d for d in decisions if id(d.kernel.variable) in ids]
         if not any(d.is_change for d in inside) or _is_kept(layer, inside):
             continue
-        found.update({key: (layer, ()) for key in ids})
+        found.update({key: Loaded(layer) for key in ids})
         for variable, again in _made_again(layer):
-            found[id(variable)] = layer, (again.regularizer,)
+            found[id(variable)] = Loaded(layer, again.regularizer, is_known=True)
     return found
 
 
 def _is_kept(layer, decisions):
-    """Whether all layers inside are Keras's own, and all kernels get the same.
+    """Whether all layers inside are Keras's own, and each kernel has its own argument.
 
     To serialize anything, Keras imports TensorFlow, which takes seconds elsewhere.
     """
-    return (
-        all(map(is_of_keras, layers_of(layer)))
-        and all(d.is_change and (d.places or not d.regularizer) for d in decisions)
-        and len({id(d.regularizer) for d in decisions}) == 1
+    inside = layers_of(layer)
+    put = [d for d in decisions if d.is_change and d.regularizer is not None]
+    if not (all(map(is_of_keras, inside)) and all(d.places for d in put)):
+        return False
+    # Only wrappers make a layer again from the configuration of another.
+    return not any(isinstance(x, keras.layers.Wrapper) for x in inside) or (
+        all(d.is_change for d in decisions)
+        and len({described(d.regularizer) for d in decisions}) == 1
     )
 
 
@@ -98,9 +122,9 @@ def _saved_alone(layer):
 def _made_again(layer):
     """Lists pairs of a weight and the one that loading makes for it."""
     objects = _objects_of(layer)
-    with warnings.catch_warnings(), leaving_no_traces():
+    with warnings.catch_warnings(), leaving_no_traces(), random_state_kept():
         warnings.simplefilter("ignore")
-        # Variables made inside the first have no values, which not all code can bear.
+        # In the first, variables have no values, and some code needs them.
         for scope in (
             keras.StatelessScope(initialize_variables=False),
             contextlib.nullcontext(),
@@ -142,15 +166,15 @@ def _pairs(old, new, seen):
     seen.add(id(old))
     if old.built and not new.built and (config := old.get_build_config()):
         new.build_from_config(config)
-    for list_of in (own_variables, sublayers):
-        both = list(list_of(old)), list(list_of(new))
-        if len(both[0]) != len(both[1]):
-            continue
-        for a, b in zip(*both, strict=True):
-            if list_of is sublayers:
-                yield from _pairs(a, b, seen)
-            elif tuple(a.shape) == tuple(b.shape):
+    variables = own_variables(old), own_variables(new)
+    if len(variables[0]) == len(variables[1]):
+        for a, b in zip(*variables, strict=True):
+            if tuple(a.shape) == tuple(b.shape):
                 yield a, b
+    inside = sublayers(old), sublayers(new)
+    if len(inside[0]) == len(inside[1]):
+        for a, b in zip(*inside, strict=True):
+            yield from _pairs(a, b, seen)
 
 
 @contextlib.contextmanager

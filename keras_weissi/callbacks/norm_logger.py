@@ -203,7 +203,9 @@ class NormLogger(keras.callbacks.ProgbarLogger):
     def _warn_of_taken(self, measured, logs):
         # Not of its own values, in a loop that passes the same dict every epoch.
         for key in measured.keys() & logs.keys():
-            if logs[key] is not self._logged.get(key):
+            taken, own = logs[key], measured[key]
+            is_same = taken == own or (taken != taken and own != own)  # or both NaN
+            if not is_same and taken is not self._logged.get(key):
                 self._warn_once(
                     "taken",
                     key,

@@ -27,12 +27,12 @@ def make_norm_reader(watched, model):
     """
     watched = [kernel.variable for kernel in watched]
     penalized = [v for v in model.trainable_variables if v.regularizer is not None]
-    by_sums: dict[tuple, list] = {}
+    by_sums: dict[str, list] = {}
     others = []
     for variable in penalized:
         # A subclass may compute something else.
         if type(variable.regularizer) is WEISSI:
-            config = tuple(variable.regularizer.get_config().items())
+            config = str(variable.regularizer.get_config())
             by_sums.setdefault(config, []).append(variable)
         else:
             others.append(variable)

@@ -14,6 +14,9 @@ from keras_weissi.model.selection import names_in, select_kernels
 from keras_weissi.model.walk import layers_of
 from keras_weissi.regularizers import WEISSI
 
+# Compared by value; all else by identity.
+_PLAIN = (type(None), str, bytes, numbers.Real)
+
 
 class NormWatcher:
     """Measures the norms of the watched kernels of a model.
@@ -104,17 +107,19 @@ class NormWatcher:
 
     def _reader(self, model):
         """Returns the reader, a new one if a regularizer has changed."""
-        penalties = [
-            (id(v), id(v.regularizer), *_coefficients(v.regularizer))
-            for v in model.trainable_variables
+        variables = model.trainable_variables
+        penalties = [list(_state_of(variable.regularizer)) for variable in variables]
+        key = [
+            getattr(model, "run_eagerly", False),
+            [id(kernel.variable) for kernel in self._kernels],
+            [id(variable) for variable in variables],
+            [[x if isinstance(x, _PLAIN) else id(x) for x in p] for p in penalties],
         ]
-        watched = (id(kernel.variable) for kernel in self._kernels)
-        key = (getattr(model, "run_eagerly", False), *watched, *penalties)
         if self._read is None or key != self._read_key:
             self._read = make_norm_reader(self._kernels, model)
             self._read_key = key
-            # Kept, so that no later regularizer gets the id of an earlier one.
-            self._penalties = [v.regularizer for v in model.trainable_variables]
+            # Kept, so that no later object gets the id of an earlier one.
+            self._penalties = penalties
         return self._read
 
     def _warn_of_normalized(self, model, found):
@@ -138,8 +143,8 @@ class NormWatcher:
             warn(
                 "The scale of these kernels is normalized away by the layer after "
                 f"them: {listed(new)}. There, the log term of WEISSI only raises the "
-                "effective learning rate. `regularize` leaves such kernels out by "
-                "default."
+                "effective learning rate. If you do not want that, leave them out, as "
+                "`regularize` does by default."
             )
 
     def _warn(self, norms):
@@ -163,7 +168,26 @@ class NormWatcher:
             )
 
 
-def _coefficients(regularizer):
-    """Returns what tells that a regularizer was changed in place."""
-    attributes = getattr(regularizer, "__dict__", {})
-    return [x if isinstance(x, numbers.Real) else id(x) for x in attributes.values()]
+def _state_of(value, around=()):
+    """Yields what tells that a regularizer was changed in place: it, and what it holds.
+
+    Compiled code follows the variables of TensorFlow, and makes constants of the rest.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tobytes()
+    yield value
+    if isinstance(value, _PLAIN):
+        return
+    if isinstance(value, keras.Variable):
+        yield value.value  # on JAX, another one after each `assign`
+    inside = list(value) if isinstance(value, (list, tuple, set, dict)) else []
+    if isinstance(value, dict):
+        inside += value.values()
+    elif not around or isinstance(value, keras.regularizers.Regularizer):
+        inside += getattr(value, "__dict__", {}).values()
+        for kind in type(value).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            inside += [getattr(value, name, None) for name in slots]
+    for item in inside:
+        if not any(item is one for one in around):
+            yield from _state_of(item, (*around, value))

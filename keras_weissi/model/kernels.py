@@ -14,14 +14,14 @@ from keras_weissi._utils.backend import to_numpy
 from keras_weissi._utils.keras_private import made_trainable, sublayers
 from keras_weissi._utils.user_warnings import listed
 from keras_weissi._utils.validation import check_model
-from keras_weissi.model.homogeneity import gamma_of
+from keras_weissi.model.homogeneity import gamma_of, is_of_keras
 from keras_weissi.model.walk import own_variables, unbuilt_layers, walk
 from keras_weissi.regularizers import WEISSI, dtype_of_sums
 
 # Variables of more elements are brought to the host in pieces of about this many.
 PIECE = 2**20
 _MAIN = ("kernel", "embedding", "gamma")
-# Weights of these names are no matrices, whatever their shape.
+# In layers of Keras, weights of these names are no matrices, whatever their shape.
 _NO_MATRIX = re.compile(r"(.*_)?(bias|beta|gamma)(_\d+)?")
 
 
@@ -203,7 +203,7 @@ def _weights(model):
 
 def _kind_of(layer, variable):
     name = variable.name
-    if name.startswith("lora_"):
+    if name.startswith("lora_") and getattr(layer, "lora_enabled", False):
         return "lora"
     if name in ("embeddings", "reverse_embeddings"):
         return "embedding"
@@ -214,7 +214,7 @@ def _kind_of(layer, variable):
     # The slopes of PReLU are an activation's.
     is_matrix = (
         len(variable.shape) > 1
-        and not _NO_MATRIX.fullmatch(name)
+        and not (is_of_keras(layer) and _NO_MATRIX.fullmatch(name))
         and not isinstance(layer, keras.layers.PReLU)
         and keras.backend.is_float_dtype(variable.dtype)
         and any(v is variable for v in made_trainable(layer))

@@ -90,7 +90,7 @@ def norm_table(
         )
         for kernel, norm, share in zip(found, norms, shares, strict=True)
     ]
-    caption = f"log norm product: {total:.4f}"
+    caption = f"log norm product: {f'{total:.4f}' if any(is_in) else 'no kernels'}"
     ours = [isinstance(kernel.regularizer, WEISSI) for kernel in found]
     if any(ours) and not all(ours):
         with np.errstate(invalid="ignore"):

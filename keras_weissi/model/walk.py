@@ -6,8 +6,19 @@ import keras
 
 from keras_weissi._utils.keras_private import sublayers
 
-# What `build` is where it makes no weights but those of the layers inside.
-_BUILDS = (keras.Layer.build, keras.Model.build, keras.Sequential.build)
+# What `build` is where it makes no kernel or gamma but those of the layers inside.
+_BUILDS = (
+    *(kind.build for kind in (keras.Layer, keras.Model, keras.Sequential)),
+    *(
+        getattr(keras.layers, name).build
+        for name in (
+            *("Add", "Subtract", "Concatenate", "Dot"),  # Add's is that of the others
+            *("Attention", "AdditiveAttention", "Normalization", "PReLU"),
+            *("AugMix", "RandAugment", "RandomColorJitter", "TextVectorization"),
+        )
+        if hasattr(keras.layers, name)  # some came in later versions
+    ),
+)
 
 
 def layers_of(model):
@@ -47,7 +58,7 @@ def own_variables(layer):
 
 
 def unbuilt_layers(model):
-    """Lists the paths of the layers inside that may make weights yet, outermost first.
+    """Lists the paths of the layers inside that may make kernels yet, outermost first.
 
     Returns:
         List of tuples of layers, without the model itself.

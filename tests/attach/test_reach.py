@@ -104,19 +104,131 @@ def test_a_step_that_is_traced_by_the_user_is_warned_of():
         def train_step(self, data):
             x, y = data
             error = tf.reduce_mean((self(x, training=True) - y) ** 2)
-            return {"loss": error + sum(self.losses)}
+            return {"total": error + sum(self.losses)}
 
     model = graph(Traced)
     regularize(model, WEISSI(1.0))  # nothing is traced yet
-    before = loss_of(model)
+    before = loss_of(model, "total")
     with pytest.warns(UserWarning, match="regularize changes nothing in `train_step`"):
         regularize(model, WEISSI(2.0))
-    assert loss_of(model) == pytest.approx(before, rel=1e-6)
+    assert loss_of(model, "total") == pytest.approx(before, rel=1e-6)
     with pytest.warns(UserWarning, match="deregularize changes nothing"):
         deregularize(model)
     with pytest.raises(UserWarning, match="changes nothing"):
         regularize(model, WEISSI(3.0))
     assert not model.losses and model.train_function is not None
+
+
+def unreached(caught):
+    return sum("changes nothing in" in str(w.message) for w in caught)
+
+
+def traced(make):
+    """Returns a class of models, a method of which `make` has compiled."""
+
+    class Own(keras.Model):
+        def compute(self, x, y):
+            return ops.mean((self(x, training=True) - y) ** 2) + sum(self.losses)
+
+        def train_step(self, data):
+            return {"total": self.compute(*data)}
+
+        def serve(self, x):
+            return self(x)
+
+        def call(self, *args, **kwargs):
+            return super().call(*args, **kwargs)
+
+    for name in make:
+        setattr(Own, name, make[name](getattr(Own, name)))
+    return Own
+
+
+@pytest.mark.filterwarnings("ignore:The regularizer of .* may not be saved")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about tf.function")
+def test_a_traced_step_in_a_loop_of_the_user_is_warned_of():
+    import tensorflow as tf
+
+    model = graph(traced({"train_step": tf.function}))
+    other = graph(type(model))
+    before = float(model.train_step((X, X))["total"])
+    with pytest.warns(
+        UserWarning, match="changes nothing in `train_step` of"
+    ) as caught:
+        regularize(model, WEISSI(1.0))
+    assert unreached(caught) == 1 and model.train_function is None
+    assert float(model.train_step((X, X))["total"]) == pytest.approx(before)
+    regularize(other, WEISSI(1.0))  # of the same class, and not traced
+
+
+@pytest.mark.filterwarnings("ignore:The regularizer of .* may not be saved")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about tf.function")
+def test_a_traced_method_that_a_step_calls_is_warned_of():
+    import tensorflow as tf
+
+    model = graph(traced({"compute": tf.function, "call": tf.function}))
+    before = loss_of(model, "total")
+    with pytest.warns(UserWarning, match="changes nothing in `compute` of") as caught:
+        regularize(model, WEISSI(1.0))
+    assert unreached(caught) == 1  # and not of `call`
+    assert loss_of(model, "total") == pytest.approx(before, rel=1e-6)
+    model = graph(traced({}))
+    model.compute = tf.function(model.compute)
+    # These are callable and have a `lower`, but are no functions of JAX.
+    model.block, model.text = layers.Identity(), str
+    model.block.lower = str.lower
+    loss_of(model, "total")
+    with pytest.warns(UserWarning, match="changes nothing in `compute` of") as caught:
+        regularize(model, WEISSI(1.0))
+    assert unreached(caught) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The regularizer of .* may not be saved")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about tf.function")
+def test_a_step_that_was_made_and_not_traced_takes_up_the_change():
+    import tensorflow as tf
+
+    model = graph(traced({"train_step": tf.function, "serve": tf.function}))
+    plain = graph(traced({}))
+    plain.set_weights(model.get_weights())
+    model.make_train_function()
+    regularize(model, WEISSI(1.0))
+    penalty = float(ops.convert_to_numpy(sum(model.losses)))
+    assert loss_of(model, "total") == pytest.approx(
+        loss_of(plain, "total") + penalty, abs=1e-4
+    )
+
+
+@pytest.mark.jax_only
+@pytest.mark.parametrize("where", ["train_step", "helper", "instance"])
+def test_a_step_that_the_user_compiles_on_jax_takes_up_the_change(where):
+    import jax
+
+    class Own(keras.Model):
+        def train_step(self, state, data):
+            return self.helper(state, data)
+
+        def helper(self, state, data):
+            return super().train_step(state, data)
+
+        def pmapped(self, x):
+            return x
+
+    if where != "instance":
+        setattr(Own, where, jax.jit(getattr(Own, where), static_argnums=0))
+    model = graph(Own)
+    if where == "instance":
+        model.helper = jax.jit(model.helper)
+    before = loss_of(model)
+    regularize(model, WEISSI(1.0))
+    penalty = float(ops.convert_to_numpy(sum(model.losses)))
+    assert abs(penalty) > 0.01
+    assert loss_of(model) == pytest.approx(before + penalty, abs=1e-4)
+    deregularize(model)
+    assert loss_of(model) == pytest.approx(before, abs=1e-4)
+    model.pmapped = jax.pmap(lambda x: x)  # has nothing that clears its cache
+    with pytest.warns(UserWarning, match="changes nothing in `pmapped`"):
+        regularize(model, WEISSI(1.0))
 
 
 class Around(keras.Model):

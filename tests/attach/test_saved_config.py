@@ -9,7 +9,7 @@ import pytest
 from helpers import run_python
 from keras import layers, ops
 
-from keras_weissi import WEISSI, deregularize, regularize
+from keras_weissi import WEISSI, deregularize, norm_table, regularize
 
 R = WEISSI(0.1, 0.01)
 X = np.ones((2, 4), "float32")
@@ -253,6 +253,15 @@ class OneForTwo(layers.Layer):
 
 
 @registered
+class Drawing(WithConfig):
+    """Draws a number in `__init__`."""
+
+    def __init__(self, units=4, kernel_regularizer=None, **kwargs):
+        super().__init__(units, kernel_regularizer, **kwargs)
+        self.offset = np.random.normal()
+
+
+@registered
 class Fixed(Holder):
     def __init__(self, **kwargs):
         super().__init__(R, **kwargs)
@@ -463,30 +472,94 @@ def test_functions_that_are_not_registered_are_no_reason_to_warn():
 
 
 def test_reading_the_configuration_back_leaves_no_traces():
-    model = chain(Keeper(layers.Dense(4)), AutoConfig(), Holder())
+    model = chain(Keeper(layers.Dense(4)), AutoConfig(), Holder(), Drawing())
     layers.Dense(1)
     before = layers.Dense(1).name, random.getstate()
+    numpy_before = np.random.get_state()[1:]
     weights = model.get_weights()
     with pytest.warns(UserWarning, match="may not be saved"):
         regularize(model, R)
     assert random.getstate() == before[1]
+    np.testing.assert_equal(np.random.get_state()[1:], numpy_before)
     number = int(before[0].rpartition("_")[2])
     assert layers.Dense(1).name == f"dense_{number + 1}"
     for a, b in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+def sum_of(w):
+    return ops.sum(w)
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        lambda f: [layers.LSTM(3, recurrent_regularizer=f)],
+        lambda f: [layers.SeparableConv1D(3, 1, pointwise_regularizer=f)],
+        lambda f: [
+            layers.TimeDistributed(layers.Dense(4, kernel_regularizer=f)),
+            layers.Dense(2),
+        ],
+        lambda f: [Keeper(layers.Dense(4, kernel_regularizer=f)), WithConfig()],
+        lambda f: [Holder(f), WithConfig(kernel_regularizer=f)],
+    ],
+)
+@pytest.mark.parametrize("function", [sum_of, lambda w: ops.sum(w)])
+@pytest.mark.filterwarnings("ignore:regularize skipped|The regularizer of .* may not")
+def test_a_regularizer_may_be_a_function(stack, function):
+    model = chain(*stack(function), shape=(5, 4))
+    count = len(model.losses)
+    report = regularize(model, R)
+    assert any(row.regularizer is function for row in report)
+    assert len(model.losses) > count or isinstance(model.layers[0], Holder)
+    assert function.__name__ in str(report) and str(norm_table(model, print_fn=None))
+    report = regularize(model, R, replace=True)
+    assert all(row.regularizer is R for row in report)
+    assert not any(row.regularizer for row in deregularize(model))
+
+
+@registered
+class Weighted(keras.regularizers.Regularizer):
+    def __init__(self, weights):
+        self.weights = np.array(weights)
+
+    def __call__(self, w):
+        return ops.sum(w * self.weights)
+
+    def get_config(self):
+        return {"weights": self.weights}
+
+
+def test_a_configuration_may_hold_an_array():
+    old = Weighted([1.0, 2.0, 3.0])
+    model = chain(layers.Dense(3, kernel_regularizer=old), layers.Dense(2))
+    with pytest.warns(UserWarning, match=r"has Weighted\(weights=\[1. 2. 3.\]"):
+        report = regularize(model, R)
+    assert report[0].regularizer is old and "Weighted(" in str(report)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="has it already")
-def test_layers_of_keras_need_no_tensorflow():
-    program = """
+@pytest.mark.parametrize(
+    "change",
+    [
+        "regularize(model, WEISSI(0.1)), deregularize(model)",
+        "regularize(model, WEISSI(0.1), invariant=True)",
+        "regularize(model, WEISSI(0.1), layers=['lstm/lstm_cell/kernel'])",
+        "regularize(model, WEISSI(0.1), layers=['each', 'attention'])",
+    ],
+)
+def test_layers_of_keras_need_no_tensorflow(change):
+    program = f"""
 import sys, keras
 from keras_weissi import WEISSI, deregularize, regularize
 layers = keras.layers
-model = keras.Sequential([
-    keras.Input((5, 4)), layers.LSTM(3), layers.Dense(4), layers.Dense(2)
-])
+inputs = keras.Input((5, 4))
+x = layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
+x = layers.TimeDistributed(layers.Dense(3), name="each")(x)
+x = layers.LSTM(3, name="lstm")(x)
+model = keras.Model(inputs, layers.Dense(2)(layers.Dense(4)(x)))
 assert "tensorflow" not in sys.modules
-regularize(model, WEISSI(0.1)), deregularize(model)
+{change}
 assert "tensorflow" not in sys.modules
 """
     result = run_python("-c", program)

@@ -782,6 +782,108 @@ def test_a_coefficient_that_is_changed_in_place_is_followed(
     assert attribute == "min_norm" or len(set(expected)) == 3
 
 
+class Held(WEISSI):
+    """Multiplies the penalty by a number that is kept in something else."""
+
+    def __init__(self, holder, read):
+        super().__init__(0.01)
+        self.holder, self.read = holder, read
+
+    def __call__(self, x):
+        return self.read(self.holder) * super().__call__(x)
+
+
+class Slotted(Held):
+    __slots__ = ("strength",)
+
+    def __init__(self, strength):
+        super().__init__(None, None)
+        self.strength = strength
+
+    def __call__(self, x):
+        return WEISSI.__call__(self, x) * self.strength
+
+
+class Holding:
+    """A penalty that is no `Regularizer`, and holds one."""
+
+    def __init__(self, inside):
+        self.inside = [inside, self]
+
+    def __call__(self, x):
+        return self.inside[0](x)
+
+
+# name -> what makes a regularizer, and what changes it in place
+HELD = {
+    "array": (
+        lambda: Held(np.ones(2), lambda a: float(a[1])),
+        lambda r, value: r.holder.__setitem__(1, value),
+    ),
+    "array of no dimension": (
+        lambda: Held(np.ones(()), float),
+        lambda r, value: r.holder.fill(value),
+    ),
+    "list": (
+        lambda: Held([1.0], lambda a: a[0]),
+        lambda r, value: r.holder.__setitem__(0, value),
+    ),
+    "list in a dict": (
+        lambda: Held({"a": [1.0]}, lambda a: a["a"][0]),
+        lambda r, value: r.holder["a"].__setitem__(0, value),
+    ),
+    "variable": (
+        lambda: Held(keras.Variable(1.0), lambda a: a.value),
+        lambda r, value: r.holder.assign(value),
+    ),
+    "slot": (lambda: Slotted(1.0), lambda r, value: setattr(r, "strength", value)),
+    "another regularizer": (
+        lambda: Held(WEISSI(1.0), lambda a: a.log_norm),
+        lambda r, value: setattr(r.holder, "log_norm", value),
+    ),
+    "in what is none": (
+        lambda: Holding(WEISSI(1.0)),
+        lambda r, value: setattr(r.inside[0], "log_norm", value),
+    ),
+    "WEISSI itself": (
+        lambda: WEISSI(1.0),
+        lambda r, value: setattr(r, "log_norm", np.array(value)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_strength_that_is_kept_elsewhere_is_followed(name):
+    make, change = HELD[name]
+    regularizer = make()
+    model = make_model(regularizer, optimizer=keras.optimizers.SGD(0.0))
+    schedule = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: change(regularizer, 0.5 + epoch)
+    )
+    snapshots, logger = Snapshots(), NormLogger()
+    history = fit(model, schedule, logger, snapshots, epochs=3).history
+    expected = [penalty for _, penalty in snapshots.epochs]
+    np.testing.assert_allclose(history["regularization_loss"], expected, rtol=1e-5)
+    assert len(set(expected)) == 3
+    read = logger._watcher._read
+    fit(model, logger)
+    assert logger._watcher._read is read  # nothing has changed
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan, np.inf])
+def test_two_loggers_say_the_same(value):
+    model = make_model(WEISSI(), optimizer=keras.optimizers.SGD(0.0))
+    model.get_layer("h0").kernel.assign(np.full((4, 4), value))
+    loggers = NormLogger(), NormLogger(progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The norm of kernel .* is no longer")
+        fit(model, *loggers)
+    np.testing.assert_equal(loggers[0].record, loggers[1].record)
+    with pytest.warns(UserWarning, match="replaces '.*norm_product' in") as caught:
+        fit(make_model(WEISSI()), NormLogger("h0"), NormLogger(["h0", "h1"]))
+    assert sum("NormLogger replaces" in str(w.message) for w in caught) == 2
+
+
 def test_a_weissi_before_a_normalization_is_warned_of_once():
     def conv(name, regularizer):
         return layers.Conv1D(4, 1, kernel_regularizer=regularizer, name=name)
@@ -810,6 +912,7 @@ def test_a_weissi_before_a_normalization_is_warned_of_once():
     messages = [str(w.message) for w in caught]
     (message,) = [m for m in messages if "normalized away" in m]
     assert "away by the layer after them: 'first' (by 'bn'). There" in message
+    assert "If you do not want that, leave them out" in message
 
 
 def test_a_file_is_no_layer_and_the_error_says_what_writes_one():

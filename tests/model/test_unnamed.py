@@ -1,5 +1,6 @@
 """No weight goes unseen: matrices of any name, and layers that are not built yet."""
 
+import inspect
 import math
 
 import keras
@@ -9,7 +10,8 @@ from helpers import to_numpy
 from keras import layers, ops
 
 from keras_weissi import WEISSI, norm_table, regularize, scale_groups
-from keras_weissi.model.kernels import kernels
+from keras_weissi.model.kernels import kernels, kernels_and_gammas
+from keras_weissi.model.walk import unbuilt_layers
 
 R = WEISSI(0.1)
 
@@ -39,6 +41,7 @@ class Experts(layers.Layer):
             ("expert_bias", (3, 4), True),
             ("gamma", (1, 1, 4), True),
             ("beta", (1, 1, 4), True),
+            ("lora_a", (4, 2), True),
             ("scale", (4,), True),
             ("running", (4, 4), False),
         ):
@@ -114,6 +117,10 @@ def test_every_matrix_that_is_trained_is_listed():
         "moe/router": False,
         "moe/expert_up": False,
         "moe": True,  # the one called kernel goes by the name of its layer, as before
+        **dict.fromkeys(
+            ("moe/bias", "moe/expert_bias", "moe/gamma", "moe/beta", "moe/lora_a"),
+            False,
+        ),
         "own": False,
     }
 
@@ -135,13 +142,19 @@ def test_matrices_inside_other_layers_are_listed_in_order():
     assert names == ["a", "inner/b", "inner/c", "each/d"]
 
 
-def test_layers_of_keras_list_what_they_did():
+class OwnDense(layers.Dense):
+    pass
+
+
+@pytest.mark.parametrize("kind", [layers.Dense, OwnDense])
+@pytest.mark.filterwarnings("ignore:The regularizer of .* may not be saved")
+def test_layers_of_keras_list_what_they_did(kind):
     inputs = keras.Input((6, 4))
     x = layers.MultiHeadAttention(2, 4, name="mha")(inputs, inputs)
     x = layers.PReLU(name="prelu")(x)
     x = layers.LayerNormalization(axis=(1, 2), name="ln")(x)
     x = layers.LSTM(3, name="lstm")(x)
-    dense = layers.Dense(4, name="lora")
+    dense = kind(4, name="lora")
     model = keras.Model(inputs, dense(x))
     dense.enable_lora(2)
     with pytest.warns(UserWarning, match="LoRA"):
@@ -160,6 +173,45 @@ def test_layers_that_are_not_built_have_a_row():
     assert report[2].note.startswith("not built yet: call the model on data")
     assert not report[2].changed and math.isnan(report[2].norm)
     assert "not built yet: lazy/later" in str(norm_table(model, print_fn=None))
+
+
+def calls_of(kind):
+    """Yields a layer that was called and one that was not, for each way that works."""
+    for given in ((), (2,), (2, 2)):
+        for shape in ((4, 4), (8, 8, 3), (4, 4, 4, 3)):
+            x = keras.Input(shape)
+            for call in (lambda x: (x,), lambda x: ([x, x],), lambda x: (x, x)):
+                try:
+                    layer, other = kind(*given), kind(*given)
+                    layer(*call(x))
+                except Exception:  # not an argument or an input that it takes
+                    continue
+                yield layer, other
+
+
+def test_layers_of_keras_that_make_no_kernel_need_not_be_built():
+    builds = {keras.Layer.build, keras.Model.build, keras.Sequential.build}
+    needed = {}
+    for kind in set(filter(inspect.isclass, vars(layers).values())):
+        name = kind.__name__
+        is_layer = issubclass(kind, keras.Layer)
+        # This one starts TensorFlow, and has only a table.
+        if not is_layer or kind.build in builds or name == "TextVectorization":
+            continue
+        if found := next(calls_of(kind), None):
+            model = layers.Layer()
+            built, model.part = found
+            needed[name] = bool(unbuilt_layers(model))
+            assert needed[name] == bool(kernels_and_gammas(built)), name
+    assert not any(needed[x] for x in ("Add", "Concatenate", "Dot", "Attention"))
+    assert needed["Dense"] and needed["LSTM"] and needed["MultiHeadAttention"]
+
+
+def test_norm_table_without_a_kernel_names_no_product():
+    model = chain(layers.Dense(4, name="int8"), Unnamed(name="mine"))
+    model.get_layer("int8").quantize("int8")
+    text = str(norm_table(model, print_fn=None))
+    assert "log norm product: no kernels; not in it unless named in" in text
 
 
 def test_norm_table_lists_a_matrix_outside_the_product():
