@@ -46,7 +46,7 @@ def _is_inside(frame):
     return package in ("keras", "keras_weissi")
 
 
-def listed(clauses, most=3):
+def listed(clauses, separator="; ", most=3):
     """Joins the first few clauses, and says how many more there are."""
-    more = len(clauses) - most
-    return "; ".join(clauses[:most]) + (f"; and {more} more" if more > 0 else "")
+    more = [f"and {len(clauses) - most} more"] if len(clauses) > most else []
+    return separator.join([*clauses[:most], *more])

@@ -239,22 +239,23 @@ def _warn(decisions, caller):
     refused = [d for d in decisions if d.is_refused]
     lost = [d for d in decisions if d.lost]
     count = len(decisions)
-    warnings = []
+    warnings: list[tuple] = []
     if refused:
         what = f"{caller} skipped {len(refused)} of {count} kernels"
-        warnings.append((what, refused))
+        warnings.append((what, refused, lambda d: d.left_out))
     rest = [decision for decision in decisions if not decision.is_refused]
     reasons = [decision.left_out and decision.left_out.reason for decision in rest]
     is_consequence = not refused or Reason.OTHERS_TAKE_IT in reasons
     is_none_put = not any(d.is_change and d.regularizer for d in rest)
     if caller == "regularize" and is_consequence and is_none_put:
         what = f"regularize put a regularizer on 0 of {count} kernels"
-        warnings.append((what, rest))
+        warnings.append((what, rest, _note))
     if lost:
-        what = f"The regularizer of {len(lost)} of {count} kernels may not be saved"
-        warnings.append((what, lost))
-    for what, concerned in warnings:
-        shown = listed([f"{d.kernel.name!r} ({_note(d)})" for d in concerned])
+        what = f"{len(lost)} of {count} kernels may have another regularizer, or none, "
+        what += f"once the model is saved and loaded (then call `{caller}` again)"
+        warnings.append((what, lost, lambda d: d.lost))
+    for what, concerned, why in warnings:
+        shown = listed([f"{d.kernel.name!r} ({why(d)})" for d in concerned])
         warn(f"{what}: {shown}. The report that `{caller}` returns lists them all.")
 
 

@@ -152,7 +152,8 @@ def _agreed_in_attention(decisions):
             raise ValueError(
                 "Invalid value for argument `layers` or `regularizer`. Expected the "
                 f"same regularizer for every kernel of layer {attention.name!r}, which "
-                "saves only one for all of them. Received: different ones"
+                "keeps only one for all of them: name the layer. Received: different "
+                "ones"
             )
     return agreed
 
@@ -162,9 +163,8 @@ def with_losses(decisions, model):
 
     The decisions have to be carried out before.
     """
-    changes = [decision for decision in decisions if decision.is_change]
     loaded = after_loading(model, decisions)
-    put = {described(decision.regularizer) for decision in changes}
+    put = {described(d.regularizer) for d in decisions if d.is_change and d.regularizer}
     return [
         dataclasses.replace(decision, lost=_lost(decision, loaded, put))
         for decision in decisions
@@ -176,18 +176,14 @@ def _lost(decision, loaded, put):
     if again is None:
         return ""
     gets = described(again.regularizer) if again.is_known else "?"
-    if gets == described(decision.regularizer):
+    is_ours = decision.is_change or isinstance(decision.regularizer, WEISSI)
+    if gets == described(decision.regularizer) or not (is_ours or gets in put):
         return ""
     name = type(again.layer).__name__
-    if not decision.is_change:
-        # This call did not change it.
-        if gets not in put:
-            return ""
+    if again.regularizer is not None:
         gets = format_regularizer(again.regularizer)
-        return f"not saved: {name} is loaded with {gets or 'none'} on it"
-    if decision.regularizer is None:
-        return f"not saved: WEISSI is back after loading unless {name} saves it"
-    if not decision.places:
+        return f"not saved: {name} is loaded with {gets} on it"
+    if decision.regularizer is not None and not places_of(decision.kernel):
         return "not saved: the layer has no argument for it"
     return f"not saved unless {name} saves it"
 

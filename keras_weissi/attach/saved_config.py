@@ -15,6 +15,7 @@ from keras_weissi._utils.keras_private import (
 )
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.walk import layers_of, own_variables
+from keras_weissi.regularizers import WEISSI
 
 
 class Loaded(NamedTuple):
@@ -76,7 +77,8 @@ def after_loading(model, decisions):
 
     Args:
         model: The `keras.Model`.
-        decisions: List of `Decision`. Layers without a change are passed over.
+        decisions: List of `Decision`. Layers without a change and without `WEISSI` are
+            passed over.
 
     Returns:
         Dict from the ids of variables to `Loaded`. Without those of layers that keep
@@ -86,7 +88,8 @@ def after_loading(model, decisions):
     for layer in _saved_alone(model):
         ids = {id(variable) for variable in layer.weights}
         inside = [d for d in decisions if id(d.kernel.variable) in ids]
-        if not any(d.is_change for d in inside) or _is_kept(layer, inside):
+        is_ours = any(d.is_change or isinstance(d.regularizer, WEISSI) for d in inside)
+        if not is_ours or _is_kept(layer, inside):
             continue
         found.update({key: Loaded(layer) for key in ids})
         for variable, again in _made_again(layer):
@@ -100,12 +103,16 @@ def _is_kept(layer, decisions):
     To serialize anything, Keras imports TensorFlow, which takes seconds elsewhere.
     """
     inside = layers_of(layer)
-    put = [d for d in decisions if d.is_change and d.regularizer is not None]
-    if not (all(map(is_of_keras, inside)) and all(d.places for d in put)):
+    put = [
+        d.kernel
+        for d in decisions
+        if isinstance(d.regularizer, WEISSI) or (d.is_change and d.regularizer)
+    ]
+    if not (all(map(is_of_keras, inside)) and all(map(places_of, put))):
         return False
     # Only wrappers make a layer again from the configuration of another.
     return not any(isinstance(x, keras.layers.Wrapper) for x in inside) or (
-        all(d.is_change for d in decisions)
+        all(d.is_change or d.kernel in put for d in decisions)
         and len({described(d.regularizer) for d in decisions}) == 1
     )
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
+from keras_weissi._utils.user_warnings import listed
 from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import host_norm, kernels_of_built
 from keras_weissi.model.selection import path_of
@@ -100,9 +101,9 @@ def norm_table(
             "which NormLogger watches)"
         )
     if unnamed := [k.name for k in found if k.kind == "matrix" and not k.counts()]:
-        caption += f"; not in it unless named in `layers`: {', '.join(unnamed)}"
+        caption += f"; not in it unless named in `layers`: {listed(unnamed, ', ')}"
     if unbuilt := [path_of(layers) for layers in unbuilt_layers(model)]:
-        caption += f"; not built yet: {', '.join(unbuilt)}"
+        caption += f"; not built yet: {listed(unbuilt, ', ')}"
     table = KernelTable(rows, "name shape norm share regularizer normalized", caption)
     if print_fn is not None:
         print_fn(str(table))

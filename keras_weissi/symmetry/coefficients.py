@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
+from keras_weissi._utils.user_warnings import listed
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
@@ -220,9 +221,9 @@ def _unbalanced(groups, chosen, plain):
         reason = f"at the output of {group.layers[0]!r}, {_listed(into, 'enter')}, "
         reason += f"but {_listed(out, 'leave')}"
         if len(gammas):
-            reason += f", and the gamma of {_shortened(gammas)} scales it as well"
+            reason += f", and the gamma of {listed(gammas, ', ')} scales it as well"
         if len(left_out):
-            reason += f" (not counting {_shortened(left_out)}, without a penalty)"
+            reason += f" (not counting {listed(left_out, ', ')}, without a penalty)"
         reasons.append(reason)
     return reasons
 
@@ -237,7 +238,7 @@ def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
         return f"{penalized}: there is nothing to make invariant. The notes say why."
     hidden = known = ""
     if unseen:
-        names = _shortened([repr(share.kernel.name) for share in unseen])
+        names = listed([repr(share.kernel.name) for share in unseen], ", ")
         hidden = f"; {len(unseen)} cannot be seen through ({names})"
         known = f" as far as the kernels can be seen{hidden}"
     if not groups.free:
@@ -253,7 +254,7 @@ def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
     plain = f"{penalized}. Plain WEISSI, with coefficient 1 on each kernel, is"
     if not reasons:
         return f"{plain} invariant{known}."
-    also = f", also to the gammas ({_shortened(gammas)})" if gammas else ""
+    also = f", also to the gammas ({listed(gammas, ', ')})" if gammas else ""
     arguments = "include_normalized=True, " if include_normalized else ""
     return (
         f"{plain} not invariant: {_first(reasons, ' like it')}. "
@@ -270,8 +271,4 @@ def _listed(names, verb):
     if not len(names):
         return f"no kernel {verb}s"
     verb = f"kernel {verb}s" if len(names) == 1 else f"kernels {verb}"
-    return f"{len(names)} {verb} ({_shortened(names)})"
-
-
-def _shortened(names):
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} {verb} ({listed(names, ', ')})"
