@@ -163,8 +163,8 @@ class NormWatcher:
         if new:
             warn(
                 f"These kernels are at their floor: {listed(new)}. Reduce `log_norm` "
-                "if their norms have been falling; otherwise, they were initialized "
-                "too small."
+                "if their norms have been falling. If they started so small, "
+                "`balance_scales` evens out the norms, where scale can be shifted."
             )
 
 

@@ -92,16 +92,16 @@ def norm_table(
         for kernel, norm, share in zip(found, norms, shares, strict=True)
     ]
     caption = f"log norm product: {f'{total:.4f}' if any(is_in) else 'no kernels'}"
-    ours = [isinstance(kernel.regularizer, WEISSI) for kernel in found]
-    if any(ours) and not all(ours):
+    ours = np.array([isinstance(kernel.regularizer, WEISSI) for kernel in found], bool)
+    if 0 < sum(ours) < sum(is_in):
         with np.errstate(invalid="ignore"):
             part = float(np.sum(logs[ours]))
         caption += (
-            f" ({part:.4f} for the {sum(ours)} of {len(ours)} kernels with WEISSI, "
+            f" ({part:.4f} for the {sum(ours)} of {sum(is_in)} kernels with WEISSI, "
             "which NormLogger watches)"
         )
     if unnamed := [k.name for k in found if k.kind == "matrix" and not k.counts()]:
-        caption += f"; not in it unless named in `layers`: {listed(unnamed, ', ')}"
+        caption += f"; without those not called kernel: {listed(unnamed, ', ')}"
     if unbuilt := [path_of(layers) for layers in unbuilt_layers(model)]:
         caption += f"; not built yet: {listed(unbuilt, ', ')}"
     table = KernelTable(rows, "name shape norm share regularizer normalized", caption)

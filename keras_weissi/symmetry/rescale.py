@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
 from keras_weissi.model.kernels import host_norm, kernels_and_gammas
+from keras_weissi.regularizers import WEISSI
 from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
@@ -210,18 +211,20 @@ def _apply(model, groups, by_edge, scales, notes, optimizer):
             remarks.append("scaled by all the factors before it")
         elif index is None:
             remarks.append("no scale can be shifted through its layer")
+        after = norm if factor == 1.0 else host_norm(kernel.variable)
+        floor = getattr(kernel.regularizer, "min_norm", 0.0)
+        if after < floor and isinstance(kernel.regularizer, WEISSI):
+            remarks.append(f"below min_norm={floor:g}, where WEISSI is not invariant")
         rows.append(
             RescalingRow(
                 kernel.name,
                 tuple(kernel.variable.shape),
                 norm,
-                norm if factor == 1.0 else host_norm(kernel.variable),
+                after,
                 factor,
                 "; ".join(remarks),
             )
         )
-    before, after = (
-        sum(getattr(row, name) ** 2 for row in rows) for name in ("before", "after")
-    )
-    caption = f"sum of squares: {before:.4g} before, {after:.4g} after"
+    sums = [sum(getattr(row, x) ** 2 for row in rows) for x in ("before", "after")]
+    caption = f"sum of squares: {sums[0]:.4g} before, {sums[1]:.4g} after"
     return KernelTable(rows, "name shape before after factor note", caption)

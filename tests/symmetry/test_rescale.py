@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from keras import layers, optimizers
 
 from keras_weissi import (
+    WEISSI,
     balance_scales,
     invariant_coefficients,
     scale_groups,
@@ -546,3 +547,13 @@ def test_scales_out_of_range_are_refused_if_there_is_a_bias(bias):
         balance_scales(model)
         norms = [to_numpy(layer.kernel).item() for layer in chain]
         np.testing.assert_allclose(norms, 1.0, rtol=1e-5)
+
+
+def test_a_kernel_shifted_below_its_floor_is_noted():
+    stack = [dense("a", kernel_regularizer=WEISSI(min_norm=0.5)), dense("b")]
+    model = keras.Sequential([keras.Input((4,)), *stack])
+    model.get_layer("a").kernel.assign(np.full((4, 4), 0.25))  # a norm of 1
+    notes = [row.note for row in shift_scales(model, {"a": 0.4, "b": 2.5})]
+    assert notes == ["below min_norm=0.5, where WEISSI is not invariant", ""]
+    notes = [row.note for row in shift_scales(model, {"a": 2.5, "b": 0.4})]
+    assert notes == ["", ""]
