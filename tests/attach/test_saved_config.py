@@ -451,7 +451,8 @@ def test_what_an_earlier_call_put_and_loading_loses_is_named_again():
     with pytest.warns(UserWarning, match="2 of 3 kernels may have another"):
         regularize(model, WEISSI(0.5), layers="c")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # an earlier L2 is not what this call is about
+        # An earlier L2 is not what this call is about.
+        warnings.simplefilter("error", UserWarning)
         other = chain(Holder("l2", name="a"), WithConfig(name="c"))
         regularize(other, R, layers="c")
         deregularize(other)
