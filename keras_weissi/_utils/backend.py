@@ -168,7 +168,8 @@ def storage_of(tensor):
     if backend == "torch":
         return tensor.untyped_storage().data_ptr() or None
     if backend == "tensorflow":
-        return id(getattr(tensor, "handle", tensor))
+        with contextlib.suppress(AttributeError, ValueError):  # if it is on many devices
+            return id(tensor.handle)
     return id(tensor)
 
 
