@@ -168,7 +168,8 @@ def storage_of(tensor):
     if backend == "torch":
         return tensor.untyped_storage().data_ptr() or None
     if backend == "tensorflow":
-        with contextlib.suppress(AttributeError, ValueError):  # if it is on many devices
+        # A variable on many devices has one for each, and refuses.
+        with contextlib.suppress(AttributeError, ValueError):
             return id(tensor.handle)
     return id(tensor)
 
