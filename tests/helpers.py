@@ -13,6 +13,15 @@ BACKEND = keras.backend.backend()
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def takes_functions_as_regularizers():
+    """Whether this version of Keras does."""
+    try:
+        keras.Variable([1.0]).regularizer = keras.ops.sum
+    except ValueError:
+        return False
+    return True
+
+
 def to_numpy(x):
     return keras.ops.convert_to_numpy(x)
 

@@ -14,7 +14,8 @@ _BUILDS = (
         for name in (
             *("Add", "Subtract", "Concatenate", "Dot"),  # Add's is that of the others
             *("Attention", "AdditiveAttention", "Normalization", "PReLU"),
-            *("AugMix", "RandAugment", "RandomColorJitter", "TextVectorization"),
+            *("AugMix", "RandAugment", "RandomColorJitter", "StringLookup"),
+            *("TextVectorization", "Discretization"),
         )
         if hasattr(keras.layers, name)  # some came in later versions
     ),

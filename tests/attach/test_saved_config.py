@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import run_python, takes_functions_as_regularizers
 from keras import layers, ops
 
 from keras_weissi import WEISSI, deregularize, norm_table, regularize
@@ -525,6 +525,9 @@ def sum_of(w):
     ],
 )
 @pytest.mark.parametrize("function", [sum_of, lambda w: ops.sum(w)])
+@pytest.mark.skipif(
+    not takes_functions_as_regularizers(), reason="this Keras takes no functions"
+)
 @pytest.mark.filterwarnings("ignore:regularize skipped|[0-9]+ of .* may have")
 def test_a_regularizer_may_be_a_function(stack, function):
     model = chain(*stack(function), shape=(5, 4))
