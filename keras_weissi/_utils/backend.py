@@ -242,7 +242,7 @@ def storages_run(function, tensors):
 
 @contextlib.contextmanager
 def values_kept(things):
-    """Puts back what backends keep in things: variables and buffers, and modes."""
+    """Puts back the values of TensorFlow's variables and of PyTorch's buffers."""
     undo = []
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf

@@ -46,7 +46,7 @@ def _is_inside(frame):
     return package in ("keras", "keras_weissi")
 
 
-def listed(clauses, separator="; ", most=3):
-    """Joins the first few clauses, and says how many more there are."""
-    more = [f"and {len(clauses) - most} more"] if len(clauses) > most else []
-    return separator.join([*clauses[:most], *more])
+def listed(clauses, separator="; "):
+    """Joins the first three clauses, and says how many more there are."""
+    more = [f"and {len(clauses) - 3} more"] if len(clauses) > 3 else []
+    return separator.join([*clauses[:3], *more])

@@ -39,6 +39,11 @@ class Decision:
     places: tuple[tuple[keras.Layer, str], ...] = ()  # the attributes that keep it
     lost: str = ""  # what is said if it is another one after saving and loading
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this call changes it, or an earlier one has put a `WEISSI`."""
+        return self.is_change or isinstance(self.regularizer, WEISSI)
+
 
 def decide(model, regularizer, layers, include_normalized, replace):
     """Returns a `Decision` for each kernel, and for each gamma that is named.
@@ -176,8 +181,8 @@ def _lost(decision, loaded, put):
     if again is None:
         return ""
     gets = described(again.regularizer) if again.is_known else "?"
-    is_ours = decision.is_change or isinstance(decision.regularizer, WEISSI)
-    if gets == described(decision.regularizer) or not (is_ours or gets in put):
+    is_meant = decision.is_ours or gets in put
+    if gets == described(decision.regularizer) or not is_meant:
         return ""
     name = type(again.layer).__name__
     if again.regularizer is not None:

@@ -15,7 +15,6 @@ from keras_weissi._utils.keras_private import (
 )
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.walk import layers_of, own_variables
-from keras_weissi.regularizers import WEISSI
 
 
 class Loaded(NamedTuple):
@@ -88,8 +87,7 @@ def after_loading(model, decisions):
     for layer in _saved_alone(model):
         ids = {id(variable) for variable in layer.weights}
         inside = [d for d in decisions if id(d.kernel.variable) in ids]
-        is_ours = any(d.is_change or isinstance(d.regularizer, WEISSI) for d in inside)
-        if not is_ours or _is_kept(layer, inside):
+        if not any(d.is_ours for d in inside) or _is_kept(layer, inside):
             continue
         found.update({key: Loaded(layer) for key in ids})
         for variable, again in _made_again(layer):
@@ -103,16 +101,12 @@ def _is_kept(layer, decisions):
     To serialize anything, Keras imports TensorFlow, which takes seconds elsewhere.
     """
     inside = layers_of(layer)
-    put = [
-        d.kernel
-        for d in decisions
-        if isinstance(d.regularizer, WEISSI) or (d.is_change and d.regularizer)
-    ]
+    put = [d.kernel for d in decisions if d.is_ours and d.regularizer]
     if not (all(map(is_of_keras, inside)) and all(map(places_of, put))):
         return False
     # Only wrappers make a layer again from the configuration of another.
     return not any(isinstance(x, keras.layers.Wrapper) for x in inside) or (
-        all(d.is_change or d.kernel in put for d in decisions)
+        all(d.is_ours for d in decisions)
         and len({described(d.regularizer) for d in decisions}) == 1
     )
 
