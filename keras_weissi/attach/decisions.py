@@ -69,7 +69,7 @@ def decide(model, regularizer, layers, include_normalized, replace):
         elif wanted.get(kernel.name) is None:
             left_out = LeftOut(Reason.NOT_IN_REGULARIZER)
         else:
-            normalization = graph.normalization_of(kernel.layer, kernel.parents)
+            normalization = graph.normalization_of(kernel)
             left_out = why_left_out(
                 kernel, normalization, include_normalized, replace, explicit
             )
@@ -123,7 +123,7 @@ def _completed(decisions, graph):
             decision = dataclasses.replace(
                 decision,
                 was=kernel.regularizer,
-                normalization=graph.normalization_of(kernel.layer, kernel.parents),
+                normalization=graph.normalization_of(kernel),
                 places=tuple(places_of(kernel)),
             )
         completed.append(decision)

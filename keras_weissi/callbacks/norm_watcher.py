@@ -135,7 +135,7 @@ class NormWatcher:
         graph = Graph(model)
         new = []
         for kernel in carriers:
-            normalization = graph.normalization_of(kernel.layer, kernel.parents)
+            normalization = graph.normalization_of(kernel)
             is_known = normalization not in (None, "?")
             if is_known and self._warn_once.is_first("normalized", kernel.name):
                 new.append(f"{kernel.name!r} (by {normalization!r})")

@@ -8,7 +8,6 @@ from keras_weissi._utils.keras_private import model_in_training
 from keras_weissi._utils.user_warnings import warn
 from keras_weissi._utils.validation import check_bool, invalid, is_count
 from keras_weissi.symmetry.find_groups import scale_groups
-from keras_weissi.symmetry.groups import solver_graph
 from keras_weissi.symmetry.optimizer_state import optimizer_of, state_of
 from keras_weissi.symmetry.rescale import balance
 from keras_weissi.symmetry.solvers import NotSolvedError
@@ -127,8 +126,7 @@ class ScaleBalancer(keras.callbacks.Callback):
 
     def _check(self, groups):
         """Warns, once, if there is nothing to balance."""
-        _, _, sources, targets = solver_graph(groups)
-        if self._warned or (sources != targets).any():
+        if self._warned or groups.changes.any():
             return
         self._warned = True
         warn(

@@ -1,8 +1,4 @@
-"""Which layer of a model feeds which, as far as Keras shows it.
-
-Keras knows it for Functional and Sequential models, but not for subclassed models, nor
-inside custom layers.
-"""
+"""Which layer of a model feeds which, as far as it can be seen."""
 
 import collections
 
@@ -12,10 +8,11 @@ from keras_weissi._utils.keras_private import functional_of, inputs_struct, node
 from keras_weissi.model.homogeneity import (
     NORMALIZATIONS,
     is_homogeneous,
-    is_known,
     is_of_keras,
     replaced_method,
 )
+from keras_weissi.model.operations import is_sum
+from keras_weissi.model.trace import can_be_traced, trace_call, trace_model
 from keras_weissi.model.walk import layers_of
 
 _OUTSIDE = "outside of the model"
@@ -23,52 +20,91 @@ _HIDDEN = "a layer that Keras does not show"
 
 
 class Graph:
-    """The calls in a model and in nested models, and the layers that use the outputs.
+    """The calls in a model and in all that it applies, and what uses their outputs.
+
+    Functional and Sequential models show their calls; custom layers and subclassed
+    models are traced (see `trace.py`).
 
     Args:
         model: A built `keras.Model`.
+        opaque: Set of the ids of layers that are not to be seen through.
 
     Attributes:
-        root: the `keras.Function` of the model, or `None` if Keras shows none.
+        root: the `keras.Function` of the model, or `None` if it cannot be seen.
         functions: list of the functions of the model and of those inside it.
+        traces: dict from the ids of functions to the `Trace`s that they are of.
+        hidden: dict from the ids of calls to str: why they cannot be seen through.
     """
 
-    def __init__(self, model):
-        self.root = inner_function(model)
+    def __init__(self, model, opaque=frozenset()):
         self.functions = []
+        self.traces = {}
+        self.hidden = {}
+        self._opaque = opaque
+        self._inner = {}
+        self._uses = collections.defaultdict(list)
         self._consumers = collections.defaultdict(list)
         self._callers = collections.defaultdict(list)
         self._calls = collections.defaultdict(list)
+        self.root = inner_function(model)
+        if self.root is None and id(model) not in opaque:
+            self.root = self._noted(trace_model(model), model)
         seen: set[int] = set()
+        if self.root is not None:
+            self._add(self.root, seen)
         for layer in layers_of(model):
             function = inner_function(layer)
             if function is not None:
                 self._add(function, seen)
 
-    def normalization_of(self, layer, parents):
+    def inner(self, node):
+        """Returns the `keras.Function` that a call applies, or `None`."""
+        return self._inner[id(node)]
+
+    def passages(self, node):
+        """Pairs the tensors around a call with those inside the function it applies.
+
+        Returns:
+            Pair of lists of pairs, of the inputs and of the outputs; or `None` if the
+            pairs are not clear.
+        """
+        inner = self._inner[id(node)]
+        trace = self.traces.get(id(inner))
+        if trace is not None:
+            sources = inner.inputs[: trace.sources]
+            entries = list(zip(node.input_tensors, sources, strict=True))
+        else:
+            entries = entries_of(node, inner)
+        if entries is None or len(node.output_tensors) != len(inner.outputs):
+            return None
+        return entries, list(zip(node.output_tensors, inner.outputs, strict=True))
+
+    def normalization_of(self, kernel):
         """Finds the normalization that makes the scale of a kernel meaningless.
 
         Args:
-            layer: The `keras.Layer` that owns the kernel.
-            parents: The layers around it, outermost first, without the model.
+            kernel: `keras_weissi.model.Kernel`.
 
         Returns:
             The name of a normalization layer if the activation is homogeneous and the
             output goes only to normalization layers; or that of the
             `SpectralNormalization` around the layer. `None` if neither is the case, and
-            `"?"` if Keras does not show where the output goes.
+            `"?"` if it cannot be seen where the output goes.
         """
+        layer, parents = kernel.layer, kernel.parents
         if parents and isinstance(parents[-1], keras.layers.SpectralNormalization):
             return parents[-1].name
-        calls = self._calls_of(layer, parents)
+        uses = self._uses[id(kernel.variable)]
+        calls = uses or self._calls_of(layer, parents)
         if not calls:
             around = [p for p in parents if inner_function(p) is None]
             visible = self.root is not None and around
             return None if visible and all(map(is_as_shipped, around)) else "?"
-        if replaced_method(layer):
-            return "?"
-        if not is_homogeneous(getattr(layer, "activation", None)):
-            return None
+        if not uses:
+            if replaced_method(layer) or any(self._inner[id(n)] for _, n in calls):
+                return "?"
+            if not is_homogeneous(getattr(layer, "activation", None)):
+                return None
         consumers = [
             consumer
             for function, node in calls
@@ -81,25 +117,41 @@ class Graph:
             return None
         return "?" if hidden else normalizations[0].name
 
-    def knows(self, layer, parents):
-        """Whether Keras shows the calls of a layer, and what it does is known."""
-        return is_known(layer) and bool(self._calls_of(layer, parents))
-
     def _calls_of(self, layer, parents):
         """Lists the calls of a layer, or of the `TimeDistributed` around it."""
         outer = next((p for p in parents if unwrapped(p) is layer), layer)
         return self._calls.get(id(outer), [])
+
+    def _noted(self, traced, key):
+        """Notes what came of tracing, and returns the function, or `None`."""
+        if isinstance(traced, str):
+            self.hidden[id(key)] = traced
+            return None
+        self.traces[id(traced.function)] = traced
+        return traced.function
+
+    def _find_inner(self, node):
+        operation = node.operation
+        inner = inner_function(operation)
+        is_shown = inner is not None or id(operation) in self._opaque
+        if is_shown or not can_be_traced(operation):
+            return inner
+        return self._noted(trace_call(operation, node), node)
 
     def _add(self, function, seen):
         if id(function) in seen:
             return
         seen.add(id(function))
         self.functions.append(function)
+        trace = self.traces.get(id(function))
         for node in nodes_of(function):
             self._calls[id(node.operation)].append((function, node))
             for tensor in node.input_tensors:
                 self._consumers[id(function), id(tensor)].append(node)
-            inner = inner_function(node.operation)
+            if trace is not None and not isinstance(node.operation, keras.Layer):
+                for x in weights_among(node, trace):
+                    self._uses[id(x)].append((function, node))
+            self._inner[id(node)] = inner = self._find_inner(node)
             if inner is not None:
                 self._callers[id(inner)].append((function, node))
                 self._add(inner, seen)
@@ -117,7 +169,7 @@ class Graph:
     def _in_inference(self, function, node):
         """Whether a call is made with `training=False`, or is in models that are."""
         if node.arguments.kwargs.get("training") is False:
-            return True
+            return id(function) not in self.traces  # which are made like that
         callers = [] if function is self.root else self._callers[id(function)]
         return bool(callers) and all(self._in_inference(*call) for call in callers)
 
@@ -127,15 +179,24 @@ class Graph:
             return []
         seen.add((id(function), id(tensor)))
         found = []
+        trace = self.traces.get(id(function))
         for node in self._consumers[id(function), id(tensor)]:
-            inner = inner_function(node.operation)
+            inner = self._inner[id(node)]
             if inner is None:
-                is_constant = self._is_constant(function, node)
-                found.append(_OUTSIDE if is_constant else unwrapped(node.operation))
-            elif (entries := entries_of(node, inner)) is None:
+                layer = unwrapped(node.operation)
+                weights = trace.weights if trace else ()
+                others = [x for x in node.input_tensors if id(x) not in weights]
+                if trace and is_sum(layer) and len(others) == 1:
+                    # Of a bias: what is normalized is the sum.
+                    for output in node.output_tensors:
+                        found += self._consumers_of(function, output, seen)
+                else:
+                    is_constant = self._is_constant(function, node)
+                    found.append(_OUTSIDE if is_constant else layer)
+            elif (passages := self.passages(node)) is None:
                 found.append(_HIDDEN)
             else:
-                for outer, entry in entries:
+                for outer, entry in passages[0]:
                     if outer is tensor:
                         found += self._consumers_of(inner, entry, seen)
         for position, output in enumerate(function.outputs):
@@ -149,6 +210,13 @@ class Graph:
                     outer = node.output_tensors[position]
                     found += self._consumers_of(caller, outer, seen)
         return [c if c is _OUTSIDE or is_as_shipped(c) else _HIDDEN for c in found]
+
+
+def weights_among(node, trace):
+    """Lists the weights among the arguments of a call inside a trace."""
+    leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    weights = [trace.weights.get(id(x), x) for x in leaves]
+    return [x for x in weights if isinstance(x, keras.Variable)]
 
 
 def is_as_shipped(thing):

@@ -5,15 +5,13 @@ Layers not listed here are assumed not to be homogeneous. To support another one
 its class to a table (or a case to `scaling_of`), and test a model with it.
 """
 
-import contextlib
-import dataclasses
 import functools
-import numbers
 import sys
 
 import keras
 
-from keras_weissi._utils.keras_private import leaving_no_traces
+from keras_weissi.model.operations import is_float, is_relu, is_zero, relations_of_op
+from keras_weissi.model.scaling import Relation, declared_relations, is_declared
 
 
 def _classes(*names):
@@ -48,6 +46,12 @@ _KEEPERS = _classes(
 # Layers whose output is multiplied by c > 0 if all their inputs are.
 _JOINS = _classes("Add", "Subtract", "Average", "Maximum", "Minimum", "Concatenate")
 
+# Layers whose output is linear in each of their inputs.
+_PRODUCTS = _classes("Multiply", "Dot")
+
+# Layers that take integers.
+_LOOKUPS = _classes("Embedding")
+
 # Layers that are linear in each of these weights, in the order of their application,
 # and that add the bias and apply `activation` after the last.
 _KERNELS = {
@@ -59,105 +63,65 @@ _KERNELS = {
         ),
         ("kernel",),
     ),
+    **dict.fromkeys(_LOOKUPS, ("embeddings",)),
     **dict.fromkeys(
         _classes("SeparableConv1D", "SeparableConv2D"),
         ("depthwise_kernel", "pointwise_kernel"),
     ),
 }
 
-# Functions of `keras.ops` that are called directly, each with a call of it on a tensor.
-# They keep the scale of: one tensor, if there is no start value; tensors only; tensors
-# and zeros; one tensor times, or over, something else.
-_OPS = (
-    ("one", "absolute amax amin convert_to_tensor copy diagonal", lambda f, x: f(x)),
-    ("one", "flip leaky_relu max mean median min negative ravel", lambda f, x: f(x)),
-    ("one", "relu rot90 sort squeeze stop_gradient sum trace", lambda f, x: f(x)),
-    ("one", "transpose unstack", lambda f, x: f(x)),
-    ("one", "expand_dims get_item repeat roll split tile", lambda f, x: f(x, 1)),
-    ("one", "adaptive_average_pool adaptive_max_pool", lambda f, x: f(x, (1, 1))),
-    ("one", "average_pool max_pool", lambda f, x: f(x, 1)),
-    ("one", "moveaxis swapaxes", lambda f, x: f(x, 0, 1)),
-    ("one", "broadcast_to reshape", lambda f, x: f(x, x.shape)),
-    ("one", "cast", lambda f, x: f(x, x.dtype)),
-    ("list", "concatenate dstack hstack stack vstack", lambda f, x: f([x, x])),
-    ("sum", "add fmax fmin maximum minimum pad subtract", lambda f, x: f(x, 1)),
-    ("product", "multiply", lambda f, x: f(x, 1)),
-    ("quotient", "divide true_divide", lambda f, x: f(x, 1)),
-)
-
 # Methods that a user may replace on one layer, which changes what it computes.
 _REPLACEABLE = ("call", "convolution_op")
 
 
-@dataclasses.dataclass(frozen=True)
-class Scaling:
-    """What a layer does to the scale of its inputs and outputs.
-
-    Without kernels, and if nothing is fixed, inputs and outputs share one scale.
-
-    Attributes:
-        kernels: tuple of `keras.Variable`, the kernels between the inputs and the
-            outputs, in the order of their application.
-        shifts: tuple of `keras.Variable` added after the last kernel, which have to
-            be multiplied by the scale of the outputs.
-        fixed_inputs: str, why the inputs cannot be scaled, or "".
-        fixed_outputs: str, why the outputs cannot, or "".
-    """
-
-    kernels: tuple = ()
-    shifts: tuple = ()
-    fixed_inputs: str = ""
-    fixed_outputs: str = ""
-
-
-def fixed(reason):
-    """Returns the `Scaling` of a layer whose inputs and outputs cannot be scaled."""
-    return Scaling(fixed_inputs=reason, fixed_outputs=reason)
-
-
-def scaling_of(operation, node):
+def relations_of(layer, node):
     """Tells what one call of a layer, or of a function of `keras.ops`, does to scale.
 
     Args:
-        operation: The `keras.Operation`, such as a `keras.Layer`. Custom classes are
+        layer: The `keras.Operation`, such as a `keras.Layer`. Custom classes are
             unknown, and so are subclasses of known ones.
         node: The call, with `input_tensors`, `output_tensors` and `arguments`.
 
     Returns:
-        `Scaling`.
+        List of `Relation`, or str: why nothing is known.
     """
-    kind = type(operation)
-    tensors = len(node.input_tensors)
-    dtypes = [x.dtype for x in (*node.input_tensors, *node.output_tensors)]
-    dtypes.append(getattr(operation, "compute_dtype", None) or "float32")
-    for dtype in dtypes:
+    kind = type(layer)
+    name = kind.__name__
+    inputs, outputs = node.input_tensors, node.output_tensors
+    if replaced := replaced_method(layer):
+        return f"its `{replaced}` is not that of its class"
+    if not isinstance(layer, keras.Layer):
+        relations = relations_of_op(layer, node, is_homogeneous)
+        return relations or f"{name} is not known to be homogeneous"
+    if is_declared(layer):
+        return declared_relations(layer, node)
+    looks_up = kind in _LOOKUPS and not is_float(inputs[0].dtype)
+    dtypes = [x.dtype for x in (*inputs[looks_up:], *outputs)]
+    for dtype in (*dtypes, layer.compute_dtype or "float32"):
         if not is_float(dtype):
-            return fixed(
-                f"{kind.__name__} with a tensor of {dtype}, which has no scale"
-            )
-    replaced = replaced_method(operation)
-    if replaced:
-        return fixed(f"its `{replaced}` is not that of its class")
-    if not isinstance(operation, keras.Layer):
-        return _scaling_of_op(operation, node)
-    if kind in _JOINS and len(keras.tree.flatten(node.arguments.args)) == tensors:
-        return Scaling()
-    if tensors != 1:
-        return fixed(f"{kind.__name__} called with {tensors} tensors")
+            return f"{name} with a tensor of {dtype}, which has no scale"
+    is_only_tensors = len(keras.tree.flatten(node.arguments.args)) == len(inputs)
+    if kind in _JOINS and is_only_tensors:
+        return [Relation.keep(*outputs, *inputs)]
+    if kind in _PRODUCTS and is_only_tensors and not getattr(layer, "normalize", False):
+        return [Relation.product(*outputs, *inputs)]
+    if len(inputs) != 1:
+        return f"{name} called with {len(inputs)} tensors"
+    (source,), output = inputs, outputs[0]
     if kind in _KEEPERS:
-        return Scaling()
+        return [Relation.keep(output, source)]
     if kind in (keras.layers.ReLU, keras.layers.Activation):
-        activation = getattr(operation, "activation", operation)
+        activation = getattr(layer, "activation", layer)
         if is_homogeneous(activation):
-            return Scaling()
-        return fixed(f"{_described(activation)} is not homogeneous")
-    if kind is keras.layers.Rescaling and _is_zero(operation.offset):
-        return Scaling()
+            return [Relation.keep(output, source)]
+        return f"{_described(activation)} is not homogeneous"
+    if kind is keras.layers.Rescaling and is_zero(layer.offset):
+        return [Relation.keep(output, source)]
     if kind in _KERNELS:
-        return _scaling_of_kernels(operation)
+        return _relations_of_kernels(layer, source, output)
     if kind in NORMALIZATIONS:
-        return _scaling_of_normalization(operation)
-    return fixed(f"{kind.__name__} is not known to be homogeneous")
+        return _relations_of_normalization(layer, source, output)
+    return f"{name} is not known to be homogeneous"
 
 
 def is_homogeneous(activation):
@@ -168,7 +132,7 @@ def is_homogeneous(activation):
     if kind is keras.layers.Activation:
         return is_homogeneous(activation.activation)
     # `keras.activations.relu` makes an operation with the attributes of the layer.
-    if kind is keras.layers.ReLU or _kinds_of_ops().get(kind) == "relu":
+    if kind is keras.layers.ReLU or is_relu(activation):
         return activation.max_value is None and not activation.threshold
     return any(activation is known for known in _activations())
 
@@ -184,45 +148,14 @@ def _activations():
     return [keras.activations.linear, *relus]
 
 
-@functools.cache
-def _kinds_of_ops():
-    """Finds the class of the operation that each function of `_OPS` records.
-
-    The names of these classes change between versions of Keras.
-
-    Returns:
-        Dict from classes to the kinds in `_OPS`, or `"relu"`.
-    """
-    x = keras.KerasTensor((2, 2, 2, 2))
-    with leaving_no_traces():
-        outputs = [("relu", keras.activations.relu(x))]
-        for kind, names, call in _OPS:
-            for name in names.split():
-                # Not in this Keras, or called in another way: then it is not known.
-                with contextlib.suppress(AttributeError, TypeError, ValueError):
-                    outputs.append((kind, call(getattr(keras.ops, name), x)))
-        return {type(keras.Function(x, y).operations[-1]): k for k, y in outputs}
-
-
 def replaced_method(operation):
     """Returns the name of a method that is replaced on the instance alone, or ""."""
     return next((name for name in _REPLACEABLE if name in vars(operation)), "")
 
 
-def is_known(layer):
-    """Whether it is known what a layer with weights does with them."""
-    kinds = (*_KERNELS, *NORMALIZATIONS, keras.layers.PReLU)
-    return type(layer) in kinds and not replaced_method(layer)
-
-
 def is_of_keras(thing):
     """Whether the class of a layer, or of anything else, ships with Keras."""
     return type(thing).__module__.split(".")[0] == "keras"
-
-
-def is_float(dtype):
-    """Whether the dtype is floating-point."""
-    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))
 
 
 def gamma_of(layer):
@@ -233,69 +166,51 @@ def gamma_of(layer):
     return own.get("gamma", own.get("scale"))
 
 
-def _scaling_of_kernels(layer):
-    names = _KERNELS[type(layer)]
-    # An activation may be a layer with weights of its own, such as PReLU.
-    inside = {id(v) for v in getattr(layer.activation, "weights", ())}
-    own = {v.name: v for v in layer.weights if id(v) not in inside}
-    known = {*names, "bias"}
-    extra = sorted(set(own) - known)
-    if extra:
-        # For example, those of LoRA and of quantization.
-        return fixed(f"it has weights that are not known: {', '.join(extra)}")
-    reason = _why_not_scaled(own.values())
-    if reason:
-        return fixed(reason)
-    output = ""
-    if not is_homogeneous(layer.activation):
-        output = f"{_described(layer.activation)} is not homogeneous"
-    shifts = tuple(v for name, v in own.items() if name == "bias")
-    return Scaling(tuple(own[name] for name in names), shifts, "", output)
-
-
-def _scaling_of_normalization(layer):
-    reason = "its input is normalized, up to epsilon"
-    if type(layer) is keras.layers.BatchNormalization and not layer.trainable:
-        return fixed("it is frozen: it normalizes nothing, and adds constants")
-    gamma = gamma_of(layer)
-    if gamma is None:
-        return Scaling((), (), reason, "it has no gamma to be scaled")
-    shifts = tuple(v for v in layer.weights if v.name == "beta")
-    return Scaling((gamma,), shifts, reason, _why_not_scaled((gamma, *shifts)))
-
-
-def _why_not_scaled(variables):
-    for variable in variables:
-        if not variable.trainable:
-            return f"its {variable.name} is frozen"
-        constraint = variable.constraint
-        if constraint is not None and type(constraint) is not keras.constraints.NonNeg:
-            return f"its {variable.name} has a constraint, {_name_of(constraint)}"
+def why_fixed(variable):
+    """Tells why a weight keeps its value, or ""."""
+    if not variable.trainable:
+        return f"its {variable.name} is frozen"
+    constraint = variable.constraint
+    if constraint is not None and type(constraint) is not keras.constraints.NonNeg:
+        return f"its {variable.name} has a constraint, {_name_of(constraint)}"
+    if not is_float(variable.dtype):
+        return f"its {variable.name} is of {variable.dtype}"
     return ""
 
 
-def _scaling_of_op(operation, node):
-    # A constant that is added to a tensor keeps it from being scaled.
-    kind = _kinds_of_ops().get(type(operation))
-    arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-    tensors = [x for x in arguments if isinstance(x, keras.KerasTensor)]
-    others = [x for x in arguments if not isinstance(x, keras.KerasTensor)]
-    keeps_scale = {
-        None: False,
-        "relu": kind == "relu" and is_homogeneous(operation),
-        "one": len(tensors) == 1 and getattr(operation, "initial", None) is None,
-        "list": not others,
-        "sum": all(x is None or _is_zero(x) for x in others),
-        "product": len(tensors) == 1,
-        "quotient": len(tensors) == 1 and arguments[0] is tensors[0],
-    }
-    if keeps_scale[kind]:
-        return Scaling()
-    return fixed(f"{type(operation).__name__} is not known to be homogeneous")
+def _relations_of_kernels(layer, source, output):
+    names = _KERNELS[type(layer)]
+    activation = getattr(layer, "activation", None)
+    # An activation may be a layer with weights of its own, such as PReLU.
+    inside = {id(v) for v in getattr(activation, "weights", ())}
+    own = {v.name: v for v in layer.weights if id(v) not in inside}
+    if extra := sorted(set(own) - {*names, "bias"}):
+        # For example, those of LoRA and of quantization.
+        return f"it has weights that are not known: {', '.join(extra)}"
+    between = [keras.KerasTensor(output.shape, output.dtype) for _ in names[1:]]
+    ends = [source, *between, output]
+    relations = [
+        Relation.kernel(own[name], ends[i], ends[i + 1]) for i, name in enumerate(names)
+    ]
+    if "bias" in own:
+        relations.append(Relation.added(own["bias"], output))
+    if not is_homogeneous(activation):
+        reason = f"{_described(activation)} is not homogeneous"
+        relations.append(Relation.fixed(output, reason=reason))
+    return relations
 
 
-def _is_zero(value):
-    return isinstance(value, numbers.Real) and value == 0
+def _relations_of_normalization(layer, source, output):
+    if type(layer) is keras.layers.BatchNormalization and not layer.trainable:
+        return "it is frozen: it normalizes nothing, and adds constants"
+    relations = [Relation.normalized(source)]
+    gamma = gamma_of(layer)
+    if gamma is None:
+        reason = "it has no gamma to be scaled"
+        return [*relations, Relation.fixed(output, reason=reason)]
+    betas = [v for v in layer.weights if v.name == "beta"]
+    relations += [Relation.kernel(gamma, source, output)]
+    return [*relations, *(Relation.added(beta, output) for beta in betas)]
 
 
 def _described(activation):

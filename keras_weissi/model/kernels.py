@@ -109,6 +109,11 @@ def kernels_and_gammas(model):
     return [k for k in _weights(model) if k.kind == "gamma" or k.counts(True)]
 
 
+def named_weights(model):
+    """Returns a dict from the ids of all weights to their `Kernel`s, in order."""
+    return {id(kernel.variable): kernel for kernel in _weights(model)}
+
+
 def kernels_of_built(model):
     """Lists every kernel of a model, and raises a `ValueError` if there are none.
 

@@ -141,9 +141,11 @@ def _foreign(thing, seen):
     return variables, code
 
 
-class _Scope(keras.StatelessScope):
-    def __init__(self, read):
-        super().__init__()
+class ReadingScope(keras.StatelessScope):
+    """Notes which variables are read, by their ids."""
+
+    def __init__(self, read, **kwargs):
+        super().__init__(**kwargs)
         self.read = read
 
     def get_current_value(self, variable):
@@ -151,7 +153,7 @@ class _Scope(keras.StatelessScope):
         return super().get_current_value(variable)
 
 
-class _Outermost(keras.Layer):
+class Outermost(keras.Layer):
     """Tells all layers inside whether they are training, as a model does."""
 
     def __init__(self):
@@ -184,20 +186,25 @@ def _run(function, args, kwargs, weights):
                     )
                 read.update((id(v), v) for v in _stored_in(storages, weights))
         except Exception as e:
-            # Where Keras adds to what is raised, the message is the third line.
-            lines = [line for line in _BOLD.sub("", str(e)).splitlines() if line]
-            said = [line for line in lines if not line.startswith("Exception enc")]
             if not is_traced:  # what fails without values may do with them
-                errors.append(f"{type(e).__name__}: {(said or [''])[0]}")
+                errors.append(described(e))
         else:
             return list(read.values()), ""
     return list(read.values()), errors[0]
 
 
+def described(error):
+    """Says in one line what was raised inside a call of Keras."""
+    # Where Keras adds to what is raised, the message is the third line.
+    lines = [line for line in _BOLD.sub("", str(error)).splitlines() if line]
+    said = [line for line in lines if not line.startswith("Exception enc")]
+    return f"{type(error).__name__}: {(said or [''])[0]}"
+
+
 def _run_once(function, args, kwargs, training, size, integer, is_traced, read):
     """Runs a function, notes what is read, and returns the storages that it uses."""
-    symbols = _symbols((args, kwargs))
-    outermost = _Outermost()
+    symbols = symbols_in((args, kwargs))
+    outermost = Outermost()
 
     def apply(values):
         known = dict(zip(symbols, values, strict=True))
@@ -212,7 +219,7 @@ def _run_once(function, args, kwargs, training, size, integer, is_traced, read):
     shapes = [_known_shape(x, size, is_traced) for x in symbols.values()]
     dtypes = [x.dtype for x in symbols.values()]
     if is_traced:
-        with _Scope(read):
+        with ReadingScope(read):
             return storages_traced(apply, list(zip(shapes, dtypes, strict=True)))
     values = [
         keras.ops.full(
@@ -220,11 +227,11 @@ def _run_once(function, args, kwargs, training, size, integer, is_traced, read):
         )
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
-    with _Scope(read):
+    with ReadingScope(read):
         return storages_run(apply, values)
 
 
-def _symbols(structure):
+def symbols_in(structure):
     """Collects the symbolic tensors in a structure, and their masks, by their ids."""
     found: dict[int, keras.KerasTensor] = {}
     waiting = keras.tree.flatten(structure)

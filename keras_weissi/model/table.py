@@ -87,7 +87,7 @@ def norm_table(
             norm,
             float(share),
             kernel.regularizer,
-            graph.normalization_of(kernel.layer, kernel.parents) or "",
+            graph.normalization_of(kernel) or "",
         )
         for kernel, norm, share in zip(found, norms, shares, strict=True)
     ]

@@ -1,13 +1,20 @@
 """The scale symmetry of a model as a tool: see it, shift it, balance it."""
 
 from keras_weissi._utils.tables import KernelTable
+from keras_weissi.model.scaling import Relation, register_scaling
 from keras_weissi.symmetry.coefficients import (
     CoefficientRow,
     InvariantCoefficients,
     invariant_coefficients,
 )
 from keras_weissi.symmetry.find_groups import scale_groups
-from keras_weissi.symmetry.groups import KernelEdge, ScaleGroup, ScaleGroups
+from keras_weissi.symmetry.groups import (
+    KernelEdge,
+    ScaleGroup,
+    ScaleGroups,
+    ScaleRelation,
+    ScaleStatus,
+)
 from keras_weissi.symmetry.rescale import RescalingRow, balance_scales, shift_scales
 
 __all__ = [
@@ -15,11 +22,15 @@ __all__ = [
     "InvariantCoefficients",
     "KernelEdge",
     "KernelTable",
+    "Relation",
     "RescalingRow",
     "ScaleGroup",
     "ScaleGroups",
+    "ScaleRelation",
+    "ScaleStatus",
     "balance_scales",
     "invariant_coefficients",
+    "register_scaling",
     "scale_groups",
     "shift_scales",
 ]

@@ -12,8 +12,7 @@ from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import Kernel, kernels_and_gammas
 from keras_weissi.symmetry.find_groups import scale_groups
-from keras_weissi.symmetry.groups import solver_graph
-from keras_weissi.symmetry.solvers import GROUND, nearest_flow
+from keras_weissi.symmetry.solvers import nearest_coefficients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,31 +147,33 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
     edges = groups.edges
 
     def why(kernel):
-        name = graph.normalization_of(kernel.layer, kernel.parents)
+        name = graph.normalization_of(kernel)
         return why_left_out(kernel, name, include_normalized, replace)
 
     left_out = [why(edge.kernel) for edge in edges]
+    is_gamma = np.array([edge.is_gamma for edge in edges], bool)
+    is_bare = np.array([x and x.reason is Reason.EMBEDDING for x in left_out], bool)
     chosen = np.array([why is None for why in left_out], bool)
-    plain = chosen & ~np.array([edge.is_gamma for edge in edges], bool)
+    plain = chosen & ~is_gamma
+    # One that feeds something pinned cannot absorb any scale.
     fed = np.array([groups.groups[edge.target].free for edge in edges], bool)
-    offsets = {id(v) for i in np.flatnonzero(fed) for v in edges[i].shifts}
+    chosen |= is_bare
+    offsets = {id(v) for group in groups.free for v in group.offsets}
     reasons = _unbalanced(groups, chosen, plain)
+    flow = plain.astype("float64")
     if reasons:
-        # A gamma that feeds something pinned cannot absorb any scale.
-        _, count, sources, targets = solver_graph(groups)
-        flow = nearest_flow(count, sources, targets, plain | (chosen & fed))
-    else:
-        flow = plain.astype("float64")
+        flow = nearest_coefficients(groups.changes, plain | (chosen & fed))
     edge_of = {id(edge.kernel.variable): i for i, edge in enumerate(edges)}
     shares = []
     for kernel in kernels_and_gammas(model):
         i = edge_of.get(id(kernel.variable))
         if i is not None:
             coefficient, why_not = float(flow[i]), left_out[i]
-            if why_not is None and coefficient == 0.0:
-                is_gamma = kernel.kind == "gamma"
+            if coefficient > 0.0:
+                why_not = None
+            elif why_not is None:
                 why_not = LeftOut(
-                    Reason.NOT_NEEDED if is_gamma else Reason.OTHERS_TAKE_IT
+                    Reason.NOT_NEEDED if is_gamma[i] else Reason.OTHERS_TAKE_IT
                 )
         elif kernel.is_bare_gamma:
             continue
@@ -184,7 +185,7 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
             coefficient = 1.0 if why_not is None else 0.0
         is_meant = why_not is None or why_not.reason is Reason.UNNAMED
         matters = i is None and is_meant and kernel.variable.trainable
-        is_unseen = matters and not graph.knows(kernel.layer, kernel.parents)
+        is_unseen = matters and groups.statuses[kernel.name].kind == "hidden"
         shares.append(Share(kernel, coefficient, why_not, i is None, is_unseen))
     return shares, reasons
 
@@ -207,18 +208,17 @@ def _unbalanced(groups, chosen, plain):
         chosen: bool array, one element per edge: those that may be penalized.
         plain: bool array, likewise: those that plain `WEISSI` penalizes.
     """
-    nodes, _, sources, targets = solver_graph(groups)
     names = np.array([repr(edge.kernel.name) for edge in groups.edges], object)
     reasons = []
-    for node, group in zip(nodes, groups.groups, strict=True):
-        enters = (targets == node) & (sources != node)
-        leaves = (sources == node) & (targets != node)
-        into, out = names[plain & enters], names[plain & leaves]
-        if node == GROUND or len(into) == len(out):
+    for column, direction in zip(groups.changes.T, groups.directions.T, strict=True):
+        if abs(column[plain].sum()) < 1e-9:
             continue
+        group = groups.groups[int(np.flatnonzero(direction == 1)[0])]
+        enters, leaves = column > 0, column < 0
+        into, out = names[plain & enters], names[plain & leaves]
         gammas = names[chosen & ~plain & enters]
         left_out = names[~chosen & (enters | leaves)]
-        reason = f"at the output of {group.layers[0]!r}, {_listed(into, 'enter')}, "
+        reason = f"at the output of {_name_of(group)}, {_listed(into, 'enter')}, "
         reason += f"but {_listed(out, 'leave')}"
         if len(gammas):
             reason += f", and the gamma of {listed(gammas, ', ')} scales it as well"
@@ -261,6 +261,10 @@ def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
         f"`regularize(model, WEISSI(...), {arguments}invariant=True)` applies the "
         f"coefficients above{also}, which makes the penalty invariant{known}."
     )
+
+
+def _name_of(group):
+    return repr(group.layers[0]) if group.layers else f"group {group.index}"
 
 
 def _first(texts, like_it=""):

@@ -52,7 +52,8 @@ def factors_by_edge(factors, groups, candidates):
 def group_scales(by_edge, groups):
     """Follows the factors from what is pinned to all groups; raises if they disagree.
 
-    Every free group lies on a path from something pinned to something pinned.
+    Every free group lies on a path from something pinned, or in a relation with groups
+    that do.
 
     Returns:
         List of floats, the factors of the groups.
@@ -70,30 +71,55 @@ def group_scales(by_edge, groups):
                 scales[there] = scales[here] * factor
                 paths[there] = (*paths[here], i)
                 queue.append(there)
-                _check_scale(scales[there], groups.edges[i])
+                _check_scale(scales[there], groups.edges[i].kernel.name)
+        if not queue:
+            queue.extend(_follow_relation(groups.relations, scales, paths))
     for i, edge in enumerate(groups.edges):
         there = scales[edge.source] * by_edge.get(i, 1.0)
-        _check_scale(there, edge)
+        _check_scale(there, edge.kernel.name)
         if abs(there / scales[edge.target] - 1.0) > TOLERANCE:
             raise ValueError(_disagreement(groups, scales, paths, i, there))
+    for relation in groups.relations:
+        product = math.prod(scales[group] ** p for group, p in relation.powers)
+        if abs(product - 1.0) > TOLERANCE:
+            path = [i for group, _ in relation.powers for i in paths[group]]
+            raise ValueError(
+                "Invalid value for argument `factors`. Expected factors whose product "
+                f"is 1 in {relation.layer!r}, where scale only moves from one to the "
+                f"other. Received: {product:.12g} along {_named(groups, path)}"
+            )
     return [scales[group.index] for group in groups.groups]
 
 
-def _check_scale(scale, edge):
+def _follow_relation(relations, scales, paths):
+    """Finds the scale of a group from a relation that leaves it no choice."""
+    for relation in relations:
+        unknown = [(group, p) for group, p in relation.powers if group not in scales]
+        if len(unknown) == 1:
+            ((group, power),) = unknown
+            known = [(other, p) for other, p in relation.powers if other != group]
+            product = math.prod(scales[other] ** p for other, p in known)
+            scales[group] = product ** (-1 / power)
+            paths[group] = tuple(
+                dict.fromkeys(i for other, _ in known for i in paths[other])
+            )
+            _check_scale(scales[group], relation.layer)
+            return [group]
+    return []
+
+
+def _check_scale(scale, where):
     if not 0.0 < scale < math.inf:
         raise ValueError(
             "Invalid value for argument `factors`. Expected products within the "
-            f"range of floats. Received: {scale:g} at {edge.kernel.name!r}"
+            f"range of floats. Received: {scale:g} at {where!r}"
         )
 
 
 def _disagreement(groups, scales, paths, i, there):
-    def named(path):
-        return " and ".join(repr(groups.edges[i].kernel.name) for i in path)
-
     edge = groups.edges[i]
     target = groups.groups[edge.target]
-    path = named((*paths[edge.source], i))
+    path = _named(groups, (*paths[edge.source], i))
     message = "Invalid value for argument `factors`. Expected factors whose product"
     if target.pins:
         name, reason = target.pins[0]
@@ -102,5 +128,9 @@ def _disagreement(groups, scales, paths, i, there):
     return (
         f"{message}s agree wherever two paths through the model meet. Received: "
         f"{there:.12g} along {path}, but {scales[edge.target]:.12g} along "
-        f"{named(paths[edge.target])}"
+        f"{_named(groups, paths[edge.target])}"
     )
+
+
+def _named(groups, path):
+    return " and ".join(repr(groups.edges[i].kernel.name) for i in path)

@@ -3,23 +3,17 @@
 import collections
 
 import keras
-import numpy as np
 
 from keras_weissi._utils.keras_private import nodes_of
 from keras_weissi._utils.validation import check_model
-from keras_weissi.model.graph import (
-    Graph,
-    entries_of,
-    inner_function,
-    unwrapped,
-)
-from keras_weissi.model.homogeneity import Scaling, fixed, is_float, scaling_of
-from keras_weissi.model.kernels import kernels_and_gammas
+from keras_weissi.model.graph import Graph, inner_function, unwrapped
+from keras_weissi.model.homogeneity import relations_of, why_fixed
+from keras_weissi.model.kernels import named_weights
 from keras_weissi.model.reads import reads_of
-from keras_weissi.model.walk import layers_of
-from keras_weissi.symmetry.groups import KernelEdge, ScaleGroup, ScaleGroups
-from keras_weissi.symmetry.relations import Call, Edge, Relations
-from keras_weissi.symmetry.solvers import GROUND, components, on_cycles
+from keras_weissi.model.walk import layers_of, own_variables
+from keras_weissi.symmetry.groups import ScaleGroups
+from keras_weissi.symmetry.reduce import groups_of
+from keras_weissi.symmetry.relations import System
 
 
 def scale_groups(model: keras.Model) -> ScaleGroups:
@@ -65,236 +59,215 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     check_model(model)
     graph = Graph(model)
     if graph.root is None:
-        is_unbuilt = isinstance(model, keras.Sequential) and not model.built
-        expected = (
-            "a built model: start it with a keras.Input, or call `model.build` first"
-            if is_unbuilt
-            else "a Sequential or Functional model: of any other, Keras does not know "
-            "which layer feeds which"
-        )
         raise ValueError(
-            f"Invalid value for argument `model`. Expected {expected}. Received: model="
-            f"{model.name!r} of class {type(model).__name__}, built={model.built}"
+            f"Invalid value for argument `model`. Expected {_expected(model, graph)}. "
+            f"Received: model={model.name!r} of class {type(model).__name__}, "
+            f"built={model.built}"
         )
-    return _groups_of(model, _collect_relations(model, graph))
+    return groups_of(model, collect(model, graph))
 
 
-def _collect_relations(model, graph):
-    relations = Relations()
-    calls, entered = _collect_calls(relations, graph)
-    layers = layers_of(model)
-    holders = _holders(layers, calls)
-    owned = {id(layer) for layer in layers}
-    by_layer = collections.defaultdict(list)
-    for call in calls:
-        by_layer[id(call.layer)].append(call)
-    for calls_of_layer in by_layer.values():
-        _collect_layer(relations, calls_of_layer, holders, owned)
-    _pin_ends(relations, graph, entered)
-    return relations
+def _expected(model, graph):
+    if isinstance(model, keras.Sequential) and not model.built:
+        return "a built model: start it with a keras.Input, or call `model.build` first"
+    why = graph.hidden.get(id(model), "")
+    return f"a model that can be seen through: its `call` cannot ({why})"
 
 
-def _collect_calls(relations, graph):
-    """Numbers all tensors and ties those of nested models to those around them.
+def collect(model, graph):
+    """Collects all equations of a model.
+
+    Args:
+        model: A `keras.Model`.
+        graph: Its `Graph`.
 
     Returns:
-        Pair of a list of `Call`, those of layers, and of a set of the ids of the
-        functions that are called.
+        `System`.
     """
-    calls, entered = [], {id(graph.root)}
-    prefixes: dict[int, str] = collections.defaultdict(str)
+    collected = _Collected(model, graph)
     for function in graph.functions:
         for node in nodes_of(function):
-            call = Call(
-                unwrapped(node.operation),
-                node,
-                relations.numbers_of(function, node.input_tensors),
-                relations.numbers_of(function, node.output_tensors),
+            collected.add_call(function, node)
+    collected.add_reads()
+    collected.pin_ends()
+    collected.pin_weights()
+    return collected.system
+
+
+class _Collected:
+    def __init__(self, model, graph):
+        self.model = model
+        self.graph = graph
+        self.system = System()
+        self.entered = {id(graph.root)}
+        self.readers = []  # what may run code of the user: layers, calls, functions
+        self.prefixes = collections.defaultdict(str)
+        self.mentioned = collections.defaultdict(set)  # weights, by function
+        self.layers = layers_of(model)
+        self.everything = list(model.weights)
+
+    def add_call(self, function, node):
+        """Adds what one call does to scale."""
+        system, graph = self.system, self.graph
+        layer = unwrapped(node.operation)
+        inner = graph.inner(node)
+        inputs = self._numbers(function, node.input_tensors)
+        outputs = self._numbers(function, node.output_tensors)
+        is_input = isinstance(layer, keras.layers.InputLayer)
+        is_layer = isinstance(layer, keras.Layer)
+        name = self.prefixes[id(function)] + node.operation.name
+        is_shown = inner is None or id(inner) in graph.traces
+        is_shown &= is_layer or id(function) not in graph.traces
+        if is_shown and (not is_input or function is graph.root):
+            for output in outputs:
+                system.labels[output] = system.labels[output] or name
+        for part in {node.operation, layer}:
+            if getattr(part, "activity_regularizer", None) is not None:
+                system.pin(outputs, part.name, "it has an activity_regularizer")
+        if inner is not None:
+            self.prefixes[id(inner)] = f"{name}/"
+            self.entered.add(id(inner))
+            self._enter(function, node, inner, inputs, outputs)
+        elif not is_input:
+            self._add_relations(function, node, layer, inputs, outputs)
+        if not is_input and id(function) not in graph.traces:
+            self.readers.append((layer, node, inner))
+
+    def _enter(self, function, node, inner, inputs, outputs):
+        """Ties the tensors around a function to those inside."""
+        passages, name = self.graph.passages(node), node.operation.name
+        if passages is not None:
+            for outer, entry in (*passages[0], *passages[1]):
+                numbers = self._number(function, outer), self._number(inner, entry)
+                powers = zip(numbers, (1, -1), strict=True)
+                self.system.add(
+                    *({number: power} for number, power in powers),
+                    layer=name,
+                    reason="it takes integers",
+                )
+            return
+        for tensors in (inner.inputs, inner.outputs):
+            numbers = self.system.numbers_of(inner, tensors)
+            self.system.pin(numbers, name, _UNMATCHED)
+        self.system.pin([*inputs, *outputs], name, _UNMATCHED)
+
+    def _add_relations(self, function, node, layer, inputs, outputs):
+        """Adds the relations of a call, or pins all that takes part in it."""
+        system = self.system
+        relations = relations_of(layer, node)
+        if isinstance(relations, str):
+            why = self.graph.hidden.get(id(node), "")
+            reason = relations + (
+                f", nor can it be seen through ({why})" if why else ""
             )
-            name = prefixes[id(function)] + node.operation.name
-            inner = inner_function(call.layer)
-            is_input = isinstance(call.layer, keras.layers.InputLayer)
-            is_shown = inner is None and (not is_input or function is graph.root)
-            for output in call.outputs:
-                relations.labels[output] = name if is_shown else None
-            _pin_penalized(relations, call)
+            leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            weights = self._numbers(function, leaves)
+            system.pin([*inputs, *outputs, *weights], layer.name, reason, "hidden")
+            self._pin_shared(getattr(layer, "weights", ()), layer.name)
+            return
+        ends = {id(x) for x in (*node.input_tensors, *node.output_tensors)}
+        for relation in relations:
+            for x in relation.scaled:
+                if isinstance(x, keras.KerasTensor) and id(x) not in ends:
+                    inside = self._number(function, x)
+                    if inside not in system.weights:
+                        system.labels[inside] = f"inside {layer.name}"
+            for equation in relation.equations:
+                powers = [{self._number(function, x): p} for x, p in equation]
+                kind = "normalized" if relation.normalizes else "pinned"
+                system.add(*powers, layer=layer.name, reason=relation.reason, kind=kind)
+
+    def add_reads(self):
+        """Pins the weights that code of the user reads in other ways than are known."""
+        for function in self.graph.functions:
+            trace = self.graph.traces.get(id(function))
+            if trace is not None:
+                name = self.prefixes[id(function)].rstrip("/") or self.model.name
+                for variable in trace.read:
+                    number = self.system.number_of(None, variable)
+                    self.system.pin([number], name, f"{name} uses its value")
+        for layer, node, inner in self.readers:
+            known = set() if inner is None else self._mentioned_in(inner)
+            for reads in reads_of(layer, node, self.everything):
+                reason = f"it shares a weight with {reads.reader}"
+                own = getattr(reads.owner, "weights", ())
+                variables = reads.variables
+                if reads.error and inner is None:
+                    reason = f"{reads.reader} may use it: it cannot be run "
+                    reason += f"({reads.error})"
+                    variables = [*variables, *self.everything]
+                skipped = known | set(map(id, own))
+                others = [v for v in variables if id(v) not in skipped]
+                self.system.pin(
+                    self.system.numbers_of(None, others), reads.reader, reason
+                )
+
+    def pin_weights(self):
+        """Pins the weights that keep their values."""
+        called = set()
+        for function in self.graph.functions:
+            for node in nodes_of(function):
+                if isinstance(node.operation, keras.Layer):
+                    called.update(map(id, layers_of(node.operation)))
+        for layer in self.layers[1:]:
+            if id(layer) not in called and inner_function(layer) is None:
+                self._pin_shared(own_variables(layer), layer.name)
+        named = named_weights(self.model)
+        for number, variable in self.system.weights.items():
+            kernel = named.get(id(variable))
+            reason = why_fixed(variable)
+            if kernel is None:
+                name = variable.path.split("/")[0]
+                self.system.pin([number], name, "it is in a bare keras.Function")
+            elif reason:
+                self.system.pin([number], kernel.layer.name, reason)
+
+    def pin_ends(self):
+        """Pins the inputs and outputs of the model, and of models called out of sight."""
+        system = self.system
+        for function in self.graph.functions:
+            trace = self.graph.traces.get(id(function))
+            inputs, outputs = function.inputs, function.outputs
+            if trace is not None:
+                inputs = inputs[: trace.sources]
+            if function is self.graph.root:
+                where = "of the model"
+            elif id(function) not in self.entered:
+                where = "of a model called inside another layer"
+            else:
+                continue
+            for kind, tensors in (("input", inputs), ("output", outputs)):
+                for number in self._numbers(function, tensors):
+                    layer = system.labels[number] or function.name
+                    system.pin([number], layer, f"an {kind} {where}")
+
+    def _pin_shared(self, variables, name):
+        numbers = self.system.numbers_of(None, variables)
+        reason = f"it shares a weight with {name}"
+        self.system.pin(numbers, name, reason, "hidden")
+
+    def _mentioned_in(self, function):
+        """Collects the ids of the weights in the equations of a function and inside."""
+        found = set(self.mentioned[id(function)])
+        for node in nodes_of(function):
+            inner = self.graph.inner(node)
             if inner is not None:
-                prefixes[id(inner)] = f"{name}/"
-                entered.add(id(inner))
-                _enter(relations, call, inner)
-            elif not is_input:
-                calls.append(call)
-    return calls, entered
+                found |= self._mentioned_in(inner)
+        return found
+
+    def _numbers(self, function, things):
+        """Returns the numbers of those that have a scale."""
+        kinds = (keras.KerasTensor, keras.Variable)
+        return [self._number(function, x) for x in things if isinstance(x, kinds)]
+
+    def _number(self, function, thing):
+        """Returns the number of a tensor, or of the weight that it stands for."""
+        trace = self.graph.traces.get(id(function))
+        if trace is not None:
+            thing = trace.weights.get(id(thing), thing)
+        if isinstance(thing, keras.Variable):
+            self.mentioned[id(function)].add(id(thing))
+        return self.system.number_of(function, thing)
 
 
-def _pin_penalized(relations, call):
-    """Pins outputs that go into the loss by themselves."""
-    for layer in {call.node.operation, call.layer}:
-        if getattr(layer, "activity_regularizer", None) is not None:
-            relations.pin(call.outputs, layer.name, "it has an activity_regularizer")
-
-
-def _enter(relations, call, inner):
-    """Ties the tensors around a nested model to those inside."""
-    entries = entries_of(call.node, inner)
-    inner_inputs = relations.numbers_of(inner, inner.inputs)
-    inner_outputs = relations.numbers_of(inner, inner.outputs)
-    reason = ""
-    if entries is None or len(call.outputs) != len(inner_outputs):
-        reason = "its arguments cannot be matched to its inputs"
-    elif not all(is_float(x.dtype) for pair in entries for x in pair):
-        reason = "it takes integers"
-    if reason:
-        for tensors in (call.inputs, call.outputs, inner_inputs, inner_outputs):
-            relations.pin(tensors, call.node.operation.name, reason)
-        return
-    relations.ties += zip(call.inputs, inner_inputs, strict=True)
-    relations.ties += zip(call.outputs, inner_outputs, strict=True)
-
-
-def _holders(layers, calls):
-    """Lists for each weight, by its id, the layers that hold or use it.
-
-    Returns:
-        Dict from ids to lists of pairs: a layer, and why no other may scale the weight.
-    """
-    holders = collections.defaultdict(list)
-    for layer in layers:
-        # Those that just call other layers hold nothing of their own.
-        if inner_function(layer) is None and unwrapped(layer) is layer:
-            for variable in layer.weights:
-                reason = f"it shares a weight with {layer.name}"
-                holders[id(variable)].append((layer, reason))
-    everything = [variable for layer in layers[:1] for variable in layer.weights]
-    for call in calls:
-        for reads in reads_of(call.layer, call.node, everything):
-            reason = f"it shares a weight with {reads.reader}"
-            variables = reads.variables
-            if reads.error:
-                reason = f"{reads.reader} may use it: it cannot be run ({reads.error})"
-                variables = [*variables, *everything]
-            for variable in variables:
-                holders[id(variable)].append((reads.owner, reason))
-    return holders
-
-
-def _collect_layer(relations, calls, holders, owned):
-    """Adds what a layer ties, pins and joins by its kernels, over all its calls."""
-    layer = calls[0].layer
-    scalings = [scaling_of(layer, call.node) for call in calls]
-    if any(scaling.kernels for scaling in scalings):
-        reason = _why_pinned(layer, scalings, holders, owned)
-        if reason:
-            scalings = [fixed(reason)] * len(calls)
-        else:
-            _collect_kernels(relations, scalings[0], calls)
-    for scaling, call in zip(scalings, calls, strict=True):
-        if scaling.fixed_inputs:
-            relations.pin(call.inputs, layer.name, scaling.fixed_inputs)
-        if scaling.fixed_outputs:
-            relations.pin(call.outputs, layer.name, scaling.fixed_outputs)
-        if scaling == Scaling():
-            tied = [*call.inputs, *call.outputs]
-            relations.ties += [(tied[0], other) for other in tied[1:]]
-
-
-def _why_pinned(layer, scalings, holders, owned):
-    """Tells why the kernels of a layer cannot be scaled; "" if they can.
-
-    All calls use the same weights, so that one call that fixes them fixes all.
-    """
-    for scaling in scalings:
-        if not scaling.kernels:
-            return scaling.fixed_outputs
-    for scaling in scalings:
-        for variable in (*scaling.kernels, *scaling.shifts):
-            for holder, reason in holders[id(variable)]:
-                if holder is not layer:
-                    return reason
-    if id(layer) not in owned:
-        return "it is in a bare keras.Function"
-    return ""
-
-
-def _collect_kernels(relations, scaling, calls):
-    (source,), (target,) = calls[0].inputs, calls[0].outputs
-    for call in calls[1:]:
-        relations.ties += [(source, call.inputs[0]), (target, call.outputs[0])]
-    label = f"inside {calls[0].layer.name}"
-    between = [relations.new_tensor(label) for _ in scaling.kernels[1:]]
-    ends = [source, *between, target]
-    for i, kernel in enumerate(scaling.kernels):
-        shifts = scaling.shifts if kernel is scaling.kernels[-1] else ()
-        relations.edges.append(Edge(kernel, shifts, ends[i], ends[i + 1]))
-
-
-def _pin_ends(relations, graph, entered):
-    """Pins the inputs and outputs of the model, and of models called out of sight."""
-    for function in graph.functions:
-        if function is graph.root:
-            where = "of the model"
-        elif id(function) not in entered:
-            where = "of a model called inside another layer"
-        else:
-            continue
-        for kind, tensors in (("input", function.inputs), ("output", function.outputs)):
-            for number in relations.numbers_of(function, tensors):
-                layer = relations.labels[number] or function.name
-                relations.pin([number], layer, f"an {kind} {where}")
-
-
-def _groups_of(model, relations):
-    """Joins tied tensors into groups, and returns the `ScaleGroups`."""
-    found = {id(kernel.variable): kernel for kernel in kernels_and_gammas(model)}
-    # In the order of the layers, as everywhere else.
-    order = {key: place for place, key in enumerate(found)}
-    relations.edges.sort(key=lambda edge: order[id(edge.variable)])
-    group_of = _number_groups(relations)
-    count = max(group_of) + 1
-    pins: list[dict] = [{} for _ in range(count)]
-    for pin in relations.pins:
-        pins[group_of[pin.tensor]][pin.layer, pin.reason] = None
-    _pin_dead_ends(relations, group_of, pins)
-    labels: list[dict] = [{} for _ in range(count)]
-    for group, label in zip(group_of, relations.labels, strict=True):
-        if label is not None:
-            labels[group][label] = None
-    return ScaleGroups(
-        [ScaleGroup(i, tuple(labels[i]), tuple(pins[i])) for i in range(count)],
-        [
-            KernelEdge(
-                found[id(edge.variable)],
-                edge.shifts,
-                group_of[edge.source],
-                group_of[edge.target],
-            )
-            for edge in relations.edges
-        ],
-    )
-
-
-def _number_groups(relations):
-    """Numbers the groups in the order of the kernels that touch them, then the rest."""
-    component = components(len(relations.labels), relations.ties, "weak").tolist()
-    in_order: dict[int, int] = {}
-    for edge in relations.edges:
-        for end in (edge.source, edge.target):
-            in_order.setdefault(component[end], len(in_order))
-    for label in component:
-        in_order.setdefault(label, len(in_order))
-    return [in_order[label] for label in component]
-
-
-def _pin_dead_ends(relations, group_of, pins):
-    """Pins groups that do not lead to the output.
-
-    An unused output of a nested model has no kernel after it to compensate the factor.
-    """
-    node = np.array([GROUND if pin else i + 1 for i, pin in enumerate(pins)])
-    ends = [(group_of[edge.source], group_of[edge.target]) for edge in relations.edges]
-    sources, targets = node[np.array(ends, "int64").reshape(-1, 2)].T
-    everything = np.full(len(ends), True)
-    _, is_used = on_cycles(len(pins) + 1, sources, targets, everything)
-    for index, pin in enumerate(pins):
-        if node[index] != GROUND and not is_used[node[index]]:
-            pin["the model", "the output is not used"] = None
+_UNMATCHED = "its arguments cannot be matched to its inputs"

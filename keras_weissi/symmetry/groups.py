@@ -6,15 +6,15 @@ and the kernels are the edges between the groups.
 """
 
 import dataclasses
-import itertools
 import types
+from fractions import Fraction
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
 from keras_weissi.model.kernels import Kernel
-from keras_weissi.symmetry.solvers import GROUND
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,14 @@ class ScaleGroup:
         index: int, the place in `ScaleGroups.groups`.
         layers: tuple of str, the layers whose outputs they are.
         pins: tuple of pairs of str, the layers that pin the factor to 1 and why.
+        offsets: tuple of `keras.Variable`, what is added to them and has to be
+            multiplied by the same factor: biases and betas.
     """
 
     index: int
     layers: tuple[str, ...]
     pins: tuple[tuple[str, str], ...]
+    offsets: tuple[keras.Variable, ...] = ()
 
     @property
     def free(self) -> bool:
@@ -42,37 +45,78 @@ class KernelEdge:
     """A kernel, or the gamma of a normalization, between two groups.
 
     With the factors `s` of the source and `t` of the target, the kernel must be
-    multiplied by `t / s`, and what the layer adds to its output by `t`.
+    multiplied by `t / s`.
 
     Attributes:
         kernel: `keras_weissi.model.Kernel`.
-        shifts: tuple of `keras.Variable`: the bias, or the beta.
-        source: int, the index of the group of the layer's input.
+        source: int, the index of the group of the layer's input. Of an embedding, and
+            of what is added, it is a group that is pinned.
         target: int, the index of the group of its output.
     """
 
     kernel: Kernel
-    shifts: tuple[keras.Variable, ...]
     source: int
     target: int
 
     @property
     def is_gamma(self) -> bool:
-        """Whether it is the gamma of a normalization."""
+        """Whether it is the gamma of a normalization, or scales like one."""
         return self.kernel.kind == "gamma"
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True)
+class ScaleRelation:
+    """Free groups whose factors depend on each other, as in attention.
+
+    Attributes:
+        powers: tuple of pairs: the index of a group, and a `fractions.Fraction`. The
+            product of the factors, raised to these powers, must be 1.
+        layer: str, the layer that asks for it.
+    """
+
+    powers: tuple[tuple[int, Fraction], ...]
+    layer: str
+
+    def __str__(self) -> str:
+        return " · ".join(
+            f"s{group}" if power == 1 else f"s{group}^{power}"
+            for group, power in self.powers
+        )
+
+
+class ScaleStatus(NamedTuple):
+    """Whether scale can be shifted to or from a kernel.
+
+    Attributes:
+        kind: str, `"shifts"`, `"pinned"`, `"normalized"` or `"hidden"`.
+        by: str, what pins or normalizes it, or why it cannot be seen.
+    """
+
+    kind: str
+    by: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.by}" if self.by else self.kind
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ScaleGroups:
     """The scale groups of a model, as `scale_groups` returns them. Prints as tables.
 
     Attributes:
         groups: list of `ScaleGroup`.
         edges: list of `KernelEdge`.
+        relations: list of `ScaleRelation`, between free groups.
+        directions: float64 array of shape (groups, free scales): the logarithms of the
+            factors of the groups are `directions @ z`, for any `z`.
+        statuses: dict from the names of kernels to `ScaleStatus`.
     """
 
     groups: list[ScaleGroup]
     edges: list[KernelEdge]
+    relations: list[ScaleRelation]
+    directions: np.ndarray
+    statuses: dict[str, ScaleStatus]
 
     @property
     def free(self) -> list[ScaleGroup]:
@@ -83,6 +127,37 @@ class ScaleGroups:
     def pinned(self) -> list[ScaleGroup]:
         """The groups whose factor is 1."""
         return [group for group in self.groups if not group.free]
+
+    @property
+    def dimension(self) -> int:
+        """How many scales may be chosen independently of each other."""
+        return self.directions.shape[1]
+
+    @property
+    def changes(self) -> np.ndarray:
+        """Array of shape (edges, free scales): what `directions` is for the kernels."""
+        sources = [edge.source for edge in self.edges]
+        targets = [edge.target for edge in self.edges]
+        return self.directions[targets] - self.directions[sources]
+
+    def random_factors(
+        self, rng: np.random.Generator, spread: float = 2.0
+    ) -> dict[str, float]:
+        """Draws factors that `shift_scales` takes, for all kernels that can shift.
+
+        Args:
+            rng: `numpy.random.Generator`.
+            spread: float, the standard deviation of the logarithms of the scales, to
+                base 2. Defaults to `2.0`.
+
+        Returns:
+            Dict from the names of kernels to floats.
+        """
+        logs = self.changes @ rng.normal(0.0, spread, self.dimension)
+        return {
+            edge.kernel.name: float(2.0**log)
+            for edge, log in zip(self.edges, logs, strict=True)
+        }
 
     def __str__(self) -> str:
         groups = [
@@ -98,7 +173,7 @@ class ScaleGroups:
         edges = [
             types.SimpleNamespace(
                 name=edge.kernel.name,
-                weight="gamma" if edge.is_gamma else "kernel",
+                weight=edge.kernel.kind,
                 shape=tuple(edge.kernel.variable.shape),
                 source=edge.source,
                 target=edge.target,
@@ -106,6 +181,11 @@ class ScaleGroups:
             for edge in self.edges
         ]
         caption = f"{len(groups)} groups, {len(self.free)} of them free"
+        if self.relations:
+            names = "; ".join(f"{r} = 1 ({r.layer})" for r in self.relations[:4])
+            more = len(self.relations) - 4
+            caption += f", {self.dimension} independently of each other, as {names}"
+            caption += f"; and {more} more" if more > 0 else ""
         return (
             f"{KernelTable(groups, 'group scale pinned_by outputs_of', caption)}\n"
             f"{KernelTable(edges, 'name weight shape source target')}"
@@ -118,18 +198,3 @@ def _shortened(names):
     if len(names) <= 4:
         return ", ".join(names)
     return f"{', '.join(names[:2])}, … {names[-1]} ({len(names)} in all)"
-
-
-def solver_graph(groups):
-    """Describes the groups as the graph that the functions of `solvers` take.
-
-    Returns:
-        Tuple of a list of ints, the node of each group (`GROUND` for pinned ones); of
-        the number of nodes; and of two int arrays, the nodes that the edges come from,
-        and those that they lead to.
-    """
-    free = itertools.count(GROUND + 1)
-    nodes = [next(free) if group.free else GROUND for group in groups.groups]
-    sources = np.array([nodes[edge.source] for edge in groups.edges], "int64")
-    targets = np.array([nodes[edge.target] for edge in groups.edges], "int64")
-    return nodes, max(nodes, default=GROUND) + 1, sources, targets

@@ -1,71 +1,94 @@
-"""Constraints on the scales of tensors, collected from the layers."""
+"""Equations between the scales of a model's tensors and weights."""
 
 import dataclasses
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import keras
 
+from keras_weissi.model.operations import is_float
 
-class Call(NamedTuple):
-    """One call of a layer."""
-
-    layer: keras.Operation  # without a `TimeDistributed` around it
-    node: Any  # the call, as Keras records it
-    inputs: list[int]  # the numbers of the tensors that it takes
-    outputs: list[int]
+# The unknown that stands for all that has no scale, such as integers.
+CONSTANT = 0
 
 
 class Pin(NamedTuple):
-    """A tensor whose scale is fixed at 1, the layer that fixes it, and why."""
+    """An unknown that is fixed at 1, the layer that fixes it, and why."""
 
-    tensor: int
+    unknown: int
     layer: str
     reason: str
+    kind: str = "pinned"  # or "normalized", or "hidden"
 
 
-class Edge(NamedTuple):
-    """A kernel that leads from one tensor to another, and what is added after it."""
+class Equation(NamedTuple):
+    """Powers of unknowns whose product is 1, and the layer that asks for it."""
 
-    variable: keras.Variable
-    shifts: tuple[keras.Variable, ...]
-    source: int
-    target: int
+    powers: dict[int, Fraction]
+    layer: str
+    reason: str = ""
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether it says that two unknowns are equal."""
+        return len(self.powers) == 2 and sorted(self.powers.values()) == [-1, 1]
 
 
 @dataclasses.dataclass
-class Relations:
-    """Constraints on the scales of a model's tensors, collected from its layers.
+class System:
+    """The scales of a model's tensors and weights as unknowns, and their equations.
 
-    Tensors have numbers, as the same tensor may be part of two functions, with a
+    Unknowns have numbers, as the same tensor may be part of two functions, with a
     different value in each.
 
     Attributes:
-        labels: the layers that return the tensors; `None` for tensors not shown.
-        ties: pairs of tensors that have the same scale.
-        pins: tensors whose scale is 1.
-        edges: kernels between tensors.
-        numbers: dict from the ids of a function and of a tensor to the number.
+        labels: the layers that return the tensors; `None` for what is not shown.
+        equations: list of `Equation`.
+        pins: list of `Pin`.
+        numbers: dict from the ids of a function and of a tensor, or from `None` and the
+            id of a weight, to the number.
+        weights: dict from the numbers of weights to the `keras.Variable`.
     """
 
-    labels: list[str | None] = dataclasses.field(default_factory=list)
-    ties: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    pins: list[Pin] = dataclasses.field(default_factory=list)
-    edges: list[Edge] = dataclasses.field(default_factory=list)
-    numbers: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)
+    labels: list[str | None] = dataclasses.field(default_factory=lambda: [None])
+    equations: list[Equation] = dataclasses.field(default_factory=list)
+    pins: list[Pin] = dataclasses.field(
+        default_factory=lambda: [Pin(CONSTANT, "", "it has no scale")]
+    )
+    numbers: dict[tuple[Any, int], int] = dataclasses.field(default_factory=dict)
+    weights: dict[int, keras.Variable] = dataclasses.field(default_factory=dict)
+    _alive: list[Any] = dataclasses.field(default_factory=list)  # keeps ids unique
 
-    def numbers_of(self, function, tensors):
-        """Returns the numbers of tensors in a function; new ones get the next."""
-        keys = [(id(function), id(tensor)) for tensor in tensors]
-        for key in keys:
-            if key not in self.numbers:
-                self.numbers[key] = self.new_tensor(None)
-        return [self.numbers[key] for key in keys]
+    def number_of(self, function, thing):
+        """Returns the number of a tensor in a function, or of a weight."""
+        is_weight = isinstance(thing, keras.Variable)
+        if not is_float(thing.dtype) and not is_weight:
+            return CONSTANT
+        key = (None if is_weight else id(function), id(thing))
+        if key not in self.numbers:
+            self.numbers[key] = number = len(self.labels)
+            self.labels.append(None)
+            self._alive.append(thing)
+            if is_weight:
+                self.weights[number] = thing
+        return self.numbers[key]
 
-    def new_tensor(self, label):
-        """Adds a tensor and returns its number."""
-        self.labels.append(label)
-        return len(self.labels) - 1
+    def numbers_of(self, function, things):
+        """Returns the numbers of several."""
+        return [self.number_of(function, thing) for thing in things]
 
-    def pin(self, tensors, layer, reason):
-        """Pins several tensors for the same reason."""
-        self.pins += [Pin(tensor, layer, reason) for tensor in tensors]
+    def add(self, *powers, layer, reason="", kind="pinned"):
+        """Adds an equation, from dicts that are added up."""
+        total: dict[int, Fraction] = {}
+        for part in powers:
+            for unknown, power in part.items():
+                total[unknown] = total.get(unknown, Fraction(0)) + power
+        total = {x: power for x, power in total.items() if power and x != CONSTANT}
+        if len(total) == 1:
+            self.pin(total, layer, reason, kind)
+        elif total:
+            self.equations.append(Equation(total, layer, reason))
+
+    def pin(self, unknowns, layer, reason, kind="pinned"):
+        """Pins several unknowns for the same reason."""
+        self.pins += [Pin(unknown, layer, reason, kind) for unknown in unknowns]

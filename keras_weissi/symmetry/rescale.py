@@ -8,14 +8,13 @@ import ml_dtypes
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
-from keras_weissi.model.kernels import host_norm, kernels_and_gammas
+from keras_weissi.model.kernels import host_norm, kernels_and_gammas, named_weights
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
-from keras_weissi.symmetry.groups import solver_graph
 from keras_weissi.symmetry.optimizer_state import optimizer_of
-from keras_weissi.symmetry.solvers import GROUND, balanced_log_scales
+from keras_weissi.symmetry.solvers import balanced_log_scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,28 +153,26 @@ def balance(model, groups, optimizer=True):
                 "Invalid value for argument `model`. Expected kernels of finite norm. "
                 f"Received: model={model.name!r}, {edge.kernel.name!r} of norm {norm}"
             )
-    nodes, count, sources, targets = solver_graph(groups)
     with np.errstate(divide="ignore"):
         log_norms = np.log(np.array(norms))
-    logs, held = balanced_log_scales(count, sources, targets, log_norms)
-    changes = logs[targets] - logs[sources]
+    changes = groups.changes
+    z = balanced_log_scales(changes, log_norms)
     dtypes = {edge.kernel.variable.dtype for edge in groups.edges}
     precision = max((float(ml_dtypes.finfo(d).eps) for d in dtypes), default=0.0)
-    if np.abs(changes).max(initial=0.0) <= max(8 * precision, TOLERANCE):
-        changes, logs = 0 * changes, 0 * logs
+    if np.abs(changes @ z).max(initial=0.0) <= max(8 * precision, TOLERANCE):
+        z = 0 * z
     # Factors out of range are refused later, unless there is nothing to multiply.
     with np.errstate(over="ignore", under="ignore"):
-        by_edge = dict(enumerate(np.exp(changes).tolist()))
-        factors = np.exp(logs).tolist()
-    scales = [factors[node] for node in nodes]
+        by_edge = dict(enumerate(np.exp(changes @ z).tolist()))
+        scales = np.exp(groups.directions @ z).tolist()
     notes = {}
-    for i in range(len(groups.edges)):
+    for i, edge in enumerate(groups.edges):
         if norms[i] == 0.0:
             notes[i] = "its norm is 0"
-        elif sources[i] == targets[i]:
-            is_pinned = sources[i] == GROUND
+        elif not changes[i].any():
+            is_pinned = not groups.directions[edge.source].any()
             notes[i] = "between pinned groups" if is_pinned else "in a single group"
-        elif held[sources[i]] and held[targets[i]]:
+        elif not (changes[i] @ z) and 0.0 in norms:
             notes[i] = "a kernel of norm 0 stands in the way"
     return _apply(model, groups, by_edge, scales, notes, optimizer)
 
@@ -190,12 +187,16 @@ def _apply(model, groups, by_edge, scales, notes, optimizer):
     for i, edge in enumerate(groups.edges):
         dtype = edge.kernel.layer.compute_dtype
         factors.append((edge.kernel.variable, by_edge.get(i, 1.0), dtype))
-        factors += [(shift, scales[edge.target], dtype) for shift in edge.shifts]
+    named = named_weights(model)
+    for group, scale in zip(groups.groups, scales, strict=True):
+        for offset in group.offsets:
+            dtype = named[id(offset)].layer.compute_dtype
+            factors.append((offset, scale, dtype))
     factor_of = {id(variable): factor for variable, factor, _ in factors}
     index_of = {id(edge.kernel.variable): i for i, edge in enumerate(groups.edges)}
     listed = [
         kernel
-        for kernel in kernels_and_gammas(model)
+        for kernel in named.values()
         if kernel.counts() or id(kernel.variable) in index_of
     ]
     before = [host_norm(kernel.variable) for kernel in listed]
@@ -204,7 +205,8 @@ def _apply(model, groups, by_edge, scales, notes, optimizer):
     for kernel, norm in zip(listed, before, strict=True):
         index = index_of.get(id(kernel.variable))
         factor = factor_of.get(id(kernel.variable), 1.0)
-        remarks = ["gamma"] if kernel.kind == "gamma" else []
+        is_gamma = index is not None and groups.edges[index].is_gamma
+        remarks = ["gamma"] if is_gamma else []
         if index in notes:
             remarks.append(notes[index])
         elif index is None and id(kernel.variable) in factor_of:

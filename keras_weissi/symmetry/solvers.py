@@ -1,14 +1,17 @@
 """Solves for balanced scales and for coefficients, on plain arrays.
 
-The scale groups of a model make a graph: one node, `GROUND`, for all pinned groups, one
-for each free group, and an edge for each kernel. SciPy is imported inside the
-functions, as importing it takes longer than importing this package.
+The symmetry of a model is described by an array `changes`, of one row per kernel and
+one column per free scale: if the logarithms of these are `z`, those of the factors of
+the kernels are `changes @ z`. SciPy is imported inside the functions, as importing it
+takes longer than importing this package.
 """
+
+from fractions import Fraction
 
 import numpy as np
 
-# The node that stands for everything that is pinned.
-GROUND = 0
+from keras_weissi.symmetry.elimination import solve
+
 # If least squares gives a smaller coefficient, the other objective is used.
 _LEAST_COEFFICIENT = 1e-6
 _NEWTON_STEPS = 200
@@ -18,37 +21,31 @@ class NotSolvedError(RuntimeError):
     """A minimum was not found."""
 
 
-def balanced_log_scales(count, sources, targets, log_norms):
-    """Finds the scales of the nodes that minimize the sum of squared norms.
+def balanced_log_scales(changes, log_norms):
+    """Finds the scales that minimize the sum of squared norms.
 
-    Minimizes `sum_e exp(2 * (a[target_e] - a[source_e] + log_norms[e]))` with
-    `a[GROUND] = 0`. It is convex, and has one minimum over the nodes that lie on a
-    cycle with `GROUND`. Other nodes, cut off by kernels of norm 0, are held at 0.
+    Minimizes `sum_e exp(2 * (changes @ z + log_norms)[e])`. It is convex, and the
+    factors are unique where no direction lets a kernel shrink without another growing.
+    Such directions, which kernels of norm 0 make, are held at 0.
 
     Args:
-        count: int, the number of nodes.
-        sources: int array, one element per edge.
-        targets: int array, one element per edge.
-        log_norms: float64 array, one element per edge: the logarithm of the norm of the
-            kernel, `-inf` for a norm of 0.
+        changes: float64 array of shape (kernels, free scales).
+        log_norms: float64 array, one element per kernel: the logarithm of the norm,
+            `-inf` for a norm of 0.
 
     Returns:
-        Pair of arrays, one element per node: the float64 logarithms of the scales, and
-        bools that are true for nodes that are held, including `GROUND`.
+        Float64 array `z`, one element per free scale.
 
     Raises:
         NotSolvedError: If the minimum is not found.
     """
-    chosen = np.isfinite(log_norms) & (sources != targets)
-    _, is_free = on_cycles(count, sources, targets, chosen)
-    is_free[GROUND] = False
-    held = ~is_free
-    scales = np.zeros(count)
-    edges = chosen & (is_free[sources] | is_free[targets])
-    incidence = _incidence(count, sources[edges], targets[edges])[is_free].T
-    logs = log_norms[edges]
+    chosen = np.isfinite(log_norms) & changes.any(axis=1)
+    used = supported(changes, chosen)
+    basis = _basis(changes, chosen & ~used, used)
+    incidence = (changes @ basis)[used]
+    logs = log_norms[used]
     if not incidence.size:
-        return scales, held
+        return np.zeros(changes.shape[1])
     # The start makes all norms as equal as possible: on a chain, it is the solution.
     ones = -np.ones((len(logs), 1))
     start = np.linalg.lstsq(np.hstack([incidence, ones]), -logs, rcond=None)[0][:-1]
@@ -99,88 +96,120 @@ def balanced_log_scales(count, sources, targets, log_norms):
         raise NotSolvedError(
             f"Balancing did not converge: norms too far apart (imbalance {off:.1e})"
         )
-    scales[is_free] = solution
-    return scales, held
+    return basis @ solution
 
 
-def nearest_flow(count, sources, targets, chosen):
-    """Finds positive coefficients with equal sums into and out of each node.
+def nearest_coefficients(changes, chosen):
+    """Finds positive coefficients `c` with `changes.T @ c = 0`.
 
     They are as close to 1 as possible: the minimizer of `sum_e (c_e - 1) ** 2`, if it
     is positive; otherwise that of `sum_e c_e * log(c_e) - c_e`, which always is.
 
     Args:
-        count: int, the number of nodes. Nothing is asked of node `GROUND`.
-        sources: int array, one element per edge.
-        targets: int array, one element per edge.
-        chosen: bool array, one element per edge: those that may get a coefficient.
+        changes: float64 array of shape (kernels, free scales).
+        chosen: bool array, one element per kernel: those that may get a coefficient.
 
     Returns:
-        Float64 array, one element per edge. 0 for those that are not chosen, or on no
-        cycle of chosen ones, so that they cannot be positive.
+        Float64 array, one element per kernel. 0 for those that are not chosen, or that
+        cannot be positive.
     """
-    used, _ = on_cycles(count, sources, targets, chosen)
-    flow = np.zeros(len(sources))
-    incidence = _incidence(count, sources[used], targets[used])[GROUND + 1 :]
-    ones = np.ones(incidence.shape[1])
-    potentials = np.linalg.lstsq(incidence.T, ones, rcond=None)[0]
-    nearest = ones - incidence.T @ potentials
+    used = supported(changes, chosen)
+    coefficients = np.zeros(len(changes))
+    rows = changes[used]
+    ones = np.ones(len(rows))
+    nearest = ones - rows @ np.linalg.lstsq(rows, ones, rcond=None)[0]
     if nearest.size and nearest.min() < _LEAST_COEFFICIENT:
         # The dual of this objective is balancing kernels of norm 1.
-        a, _ = balanced_log_scales(count, sources[used], targets[used], 0 * ones)
-        nearest = np.exp(2 * (a[targets[used]] - a[sources[used]]))
-    flow[used] = np.where(np.abs(nearest - 1) < 1e-12, 1.0, nearest)
-    return flow
+        nearest = np.exp(2 * (rows @ balanced_log_scales(rows, 0 * ones)))
+    coefficients[used] = np.where(np.abs(nearest - 1) < 1e-12, 1.0, nearest)
+    return coefficients
 
 
-def on_cycles(count, sources, targets, chosen):
-    """Tells which of the chosen edges lie on a cycle of chosen edges.
+def supported(changes, chosen):
+    """Tells which of the chosen kernels can have positive coefficients at once.
 
-    A path from something pinned to something pinned is a cycle through `GROUND`.
+    That is: no shift shrinks them unless another chosen kernel grows. If the scales are
+    those of the nodes of a graph, they are the edges on cycles.
 
     Args:
-        count: int, the number of nodes.
-        sources: int array, one element per edge.
-        targets: int array, one element per edge.
-        chosen: bool array, one element per edge.
+        changes: float64 array of shape (kernels, free scales).
+        chosen: bool array, one element per kernel.
 
     Returns:
-        Pair of bool arrays: one element per edge, and one per node: whether it is on a
-        cycle with `GROUND`.
+        Bool array, one element per kernel.
     """
-    ends = np.stack([sources, targets], 1)[chosen]
-    component = components(count, ends, "strong")
-    return (
-        chosen & (component[sources] == component[targets]),
-        component == component[GROUND],
+    rows = changes[chosen]
+    is_supported = chosen.copy()
+    if not rows.any():
+        return is_supported
+    is_graph = (np.abs(rows) <= 1).all() and all(
+        ((rows == sign).sum(axis=1) <= 1).all() for sign in (1, -1)
     )
+    if is_graph and (rows == np.round(rows)).all():
+        # Node 0 stands for all that is pinned.
+        sources, targets = (
+            np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, 0)
+            for ends in (rows == -1, rows == 1)
+        )
+        is_supported[chosen] = _on_cycles(rows.shape[1] + 1, sources, targets)
+        return is_supported
+    from scipy.optimize import linprog
+
+    # Coefficients t + s, with t of at most 1 and s without a limit: as they may be
+    # multiplied by any number, t is 1 wherever they can be positive.
+    count = len(rows)
+    found = linprog(
+        np.concatenate([-np.ones(count), np.zeros(count)]),
+        A_eq=np.hstack([rows.T, rows.T]),
+        b_eq=np.zeros(rows.shape[1]),
+        bounds=[(0, 1)] * count + [(0, None)] * count,
+    )
+    if found.x is None:
+        raise NotSolvedError(f"No coefficients were found: {found.message}")
+    is_supported[chosen] = found.x[:count] > 0.5
+    return is_supported
 
 
-def components(count, ends, connection):
-    """Numbers the connected parts of a graph in the order of their first node.
-
-    Args:
-        count: int, the number of nodes.
-        ends: Array-like of ints of shape (edges, 2), or empty.
-        connection: `"weak"` or `"strong"`.
-
-    Returns:
-        Int array, one element per node.
-    """
+def _on_cycles(count, sources, targets):
+    """Tells which edges lie on a cycle of directed edges between nodes."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ends = np.array(ends, "int64").reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), (count, count))
-    _, labels = connected_components(graph, connection=connection)
-    order = {label: i for i, label in enumerate(dict.fromkeys(labels.tolist()))}
-    return np.array([order[label] for label in labels.tolist()])
+    graph = coo_array((np.ones(len(sources)), (sources, targets)), (count, count))
+    _, component = connected_components(graph, connection="strong")
+    return component[sources] == component[targets]
 
 
-def _incidence(count, sources, targets):
-    """Returns the matrix of +1 where an edge enters a node and -1 where it leaves."""
-    matrix = np.zeros((count, len(sources)))
-    edges = np.arange(len(sources))
-    np.add.at(matrix, (targets, edges), 1.0)
-    np.add.at(matrix, (sources, edges), -1.0)
-    return matrix
+def _basis(changes, held, moved):
+    """Returns a basis, as columns, of the scales that leave the held kernels as they are.
+
+    Without directions that move none of the kernels `moved`.
+    """
+    count = changes.shape[1]
+    basis = _null_space(changes[held])
+    # A column that others make up moves nothing by itself.
+    solved = solve(
+        [
+            {i: Fraction(x).limit_denominator(10**6) for i, x in enumerate(row) if x}
+            for row in (changes[moved] @ basis).tolist()
+        ]
+    )
+    return basis[:, sorted(solved)] if count else basis
+
+
+def _null_space(rows):
+    """Returns a basis of the null space of an array of fractions, as columns."""
+    count = rows.shape[1]
+    solved = solve(
+        [
+            {i: Fraction(x).limit_denominator(10**6) for i, x in enumerate(row) if x}
+            for row in rows.tolist()
+        ]
+    )
+    free = [i for i in range(count) if i not in solved]
+    basis = np.zeros((count, len(free)))
+    basis[free, np.arange(len(free))] = 1.0
+    for i, value in solved.items():
+        for x, c in value.items():
+            basis[i, free.index(x)] = float(c)
+    return basis

@@ -1,0 +1,176 @@
+"""What a call does to scale: equations between the scales of tensors and weights."""
+
+import dataclasses
+import fractions
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import keras
+
+from keras_weissi._utils.validation import invalid
+
+# What has a scale.
+Scaled: TypeAlias = keras.KerasTensor | keras.Variable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relation:
+    """Says how the scales of tensors and weights depend on each other in one layer.
+
+    If a tensor or weight `x` may be multiplied by a factor `s_x > 0`, the layer still
+    computes what it did (its outputs multiplied by theirs) as long as, in each
+    equation, the product of `s_x ** power` is 1. Use the class methods to make one.
+
+    Attributes:
+        equations: tuple of tuples of pairs: a `keras.KerasTensor` or `keras.Variable`,
+            and its power, an int or `fractions.Fraction`.
+        reason: str, why something is fixed, or "".
+        normalizes: bool, whether it fixes what is normalized.
+    """
+
+    equations: tuple[tuple[tuple[Scaled, Any], ...], ...]
+    reason: str = ""
+    normalizes: bool = False
+
+    @classmethod
+    def keep(cls, output: Scaled, *others: Scaled) -> "Relation":
+        """Says that all have the same scale: a ReLU, a sum, a concatenation."""
+        return cls(tuple(((output, 1), (other, -1)) for other in others))
+
+    @classmethod
+    def product(cls, output: Scaled, *factors: Scaled) -> "Relation":
+        """Says that the output is linear in each factor: `s_out = s_1 * s_2 * ...`."""
+        return cls((((output, 1), *((factor, -1) for factor in factors)),))
+
+    @classmethod
+    def ratio(cls, output: Scaled, above: Scaled, below: Scaled) -> "Relation":
+        """Says that `s_out = s_above / s_below`."""
+        return cls((((output, 1), (above, -1), (below, 1)),))
+
+    @classmethod
+    def power(cls, output: Scaled, base: Scaled, exponent: float) -> "Relation":
+        """Says that `s_out = s_base ** exponent`: 2 for a square, 0.5 for a root."""
+        exact = fractions.Fraction(exponent).limit_denominator(1000)
+        return cls((((output, 1), (base, -exact)),))
+
+    @classmethod
+    def kernel(
+        cls, weight: keras.Variable, source: Scaled, output: Scaled
+    ) -> "Relation":
+        """Says that a weight multiplies what comes in: `s_out = s_weight * s_in`."""
+        return cls.product(output, source, weight)
+
+    @classmethod
+    def added(cls, weight: keras.Variable, output: Scaled) -> "Relation":
+        """Says that a weight is added, as a bias is: `s_weight = s_out`."""
+        return cls.keep(output, weight)
+
+    @classmethod
+    def fixed(cls, *things: Scaled, reason: str) -> "Relation":
+        """Says that the scale is 1, and why."""
+        return cls(tuple(((thing, 1),) for thing in things), reason)
+
+    @classmethod
+    def normalized(
+        cls, source: Scaled, reason: str = "its input is normalized, up to epsilon"
+    ) -> "Relation":
+        """Says that a tensor is normalized: its scale has no effect but by epsilon."""
+        return cls((((source, 1),),), reason, normalizes=True)
+
+    @property
+    def scaled(self) -> list[Scaled]:
+        """The tensors and weights that it says something about."""
+        return [thing for thing, _ in itertools.chain(*self.equations)]
+
+
+# What a function registered by the user takes and returns.
+Declaration: TypeAlias = Callable[
+    [Any, list[keras.KerasTensor], list[keras.KerasTensor]], Sequence[Relation]
+]
+
+_DECLARED: dict[type, Declaration] = {}
+
+
+def register_scaling(layer_class: type, function: Declaration | None) -> None:
+    """Declares what the layers of a class do to scale, where it cannot be seen.
+
+    Custom layers made of `keras.ops` and of Keras's layers need no declaration: they
+    are seen through. Declare a layer that calls the backend directly, or branches on
+    values. A weight that no relation names keeps its value, and a tensor that none
+    names keeps its scale. Subclasses need a declaration of their own. What is declared
+    is tried on random numbers before anything is changed because of it.
+
+    Args:
+        layer_class: The class, a subclass of `keras.Layer`.
+        function: Function of the layer, the list of the tensors that a call takes and
+            the list of those that it returns (`keras.KerasTensor`), which returns a
+            list of `Relation`. `None` takes a declaration back.
+
+    Raises:
+        ValueError: If an argument is invalid.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi import scale_groups
+    >>> from keras_weissi.symmetry import Relation, register_scaling
+    >>> class Clipped(keras.layers.Layer):
+    ...     def build(self, shape):
+    ...         self.w = self.add_weight(shape=(shape[-1], 3), name="w")
+    ...     def call(self, x):
+    ...         y = x @ self.w
+    ...         return y * keras.ops.sigmoid(keras.ops.sign(y))
+    >>> def scaling(layer, inputs, outputs):
+    ...     return [Relation.kernel(layer.w, inputs[0], outputs[0])]
+    >>> register_scaling(Clipped, scaling)
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), Clipped(name="clipped"), keras.layers.Dense(2)]
+    ... )
+    >>> [group.layers for group in scale_groups(model).free]
+    [('clipped',)]
+    """
+    is_class = isinstance(layer_class, type) and issubclass(layer_class, keras.Layer)
+    if not is_class:
+        raise invalid("layer_class", "a subclass of keras.Layer", layer_class)
+    if function is None:
+        _DECLARED.pop(layer_class, None)
+        return
+    if not callable(function):
+        expected = "a function of (layer, inputs, outputs), or None"
+        raise invalid("function", expected, function)
+    _DECLARED[layer_class] = function
+
+
+def is_declared(layer):
+    """Whether the class of a layer has a declaration."""
+    return type(layer) in _DECLARED
+
+
+def declared_relations(layer, node):
+    """Returns what is declared of a call, and pins what is not mentioned.
+
+    Raises:
+        ValueError: If the declaration returns something else than relations between the
+            tensors and the weights of the layer.
+    """
+    inputs, outputs = list(node.input_tensors), list(node.output_tensors)
+    relations = _DECLARED[type(layer)](layer, inputs, outputs)
+    known = {id(x) for x in (*inputs, *outputs, *layer.weights)}
+    is_list = isinstance(relations, (list, tuple))
+    if not is_list or not all(isinstance(r, Relation) for r in relations):
+        received, expected = relations, "a list of Relation"
+    else:
+        things = [x for relation in relations for x in relation.scaled]
+        strange = [x for x in things if id(x) not in known]
+        received = strange[0] if strange else None
+        expected = "relations between its inputs, its outputs and its weights"
+    if received is not None:
+        raise ValueError(
+            f"Invalid scaling registered for {type(layer).__name__}. Expected "
+            f"{expected}. Received: {received!r}"
+        )
+    named = {id(x) for relation in relations for x in relation.scaled}
+    silent = [x for x in (*inputs, *outputs) if id(x) not in named]
+    reason = f"the scaling registered for {type(layer).__name__} does not name it"
+    return [*relations, Relation.fixed(*silent, reason=reason)]

@@ -1,0 +1,294 @@
+"""Reduces the equations of a model to its scale groups."""
+
+import collections
+import dataclasses
+from fractions import Fraction
+
+import numpy as np
+
+from keras_weissi.model.kernels import named_weights
+from keras_weissi.symmetry.elimination import solve, substituted
+from keras_weissi.symmetry.groups import (
+    KernelEdge,
+    ScaleGroup,
+    ScaleGroups,
+    ScaleRelation,
+    ScaleStatus,
+)
+from keras_weissi.symmetry.relations import CONSTANT, Pin
+from keras_weissi.symmetry.solvers import supported
+
+# Weights that are added, and follow the scale of what they are added to.
+_ADDED = ("other", "lora")
+
+
+def groups_of(model, system):
+    """Finds the groups in the equations of a model, and returns its `ScaleGroups`."""
+    reduction = _Reduction(system, named_weights(model))
+    while reduction.pin_dead_ends():
+        pass
+    return reduction.groups()
+
+
+@dataclasses.dataclass
+class _Edge:
+    """A weight that multiplies: its scale is that of the target over the source's."""
+
+    weight: int
+    source: int
+    target: int
+
+
+class _Reduction:
+    """Unknowns that are equal make a class, which its smallest member stands for."""
+
+    def __init__(self, system, named):
+        self.system = system
+        self.named = named
+        self.parent = list(range(len(system.labels)))
+        for equation in system.equations:
+            if equation.is_tie:
+                self._join(*equation.powers)
+        self.pins = collections.defaultdict(dict)  # of each class, in order
+        for pin in system.pins:
+            pins = self.pins[self.find(pin.unknown)]
+            pins.setdefault((pin.layer, pin.reason), pin.kind)
+        members = collections.Counter(map(self.find, range(len(system.labels))))
+        equations = [e for e in system.equations if not e.is_tie]
+        self.edges, replaced = self._kernel_edges(equations, members)
+        self.equations = [
+            equation._replace(powers=substituted(equation.powers, replaced))
+            for equation in equations
+        ]
+        self.values = {}
+        self._reduce()
+
+    def find(self, x):
+        while self.parent[x] != x:
+            self.parent[x] = x = self.parent[self.parent[x]]
+        return x
+
+    def _join(self, one, other):
+        one, other = sorted((self.find(one), self.find(other)))
+        self.parent[other] = one
+
+    def _kernel_edges(self, equations, members):
+        """Finds the weights that multiply, and what to put in their place.
+
+        Returns:
+            Pair of a list of `_Edge`, and of a dict from unknowns to what they equal.
+        """
+        edges, replaced = [], {}
+        for weight, variable in self.system.weights.items():
+            kind = self.named[id(variable)].kind if id(variable) in self.named else ""
+            if self.find(weight) in self.pins or not kind:
+                continue
+            if members[self.find(weight)] > 1:
+                if kind not in _ADDED:
+                    edges.append(_Edge(weight, CONSTANT, weight))
+                continue
+            uses = [e for e in equations if weight in e.powers]
+            for equation in uses:
+                ends = {x: p for x, p in equation.powers.items() if x != weight}
+                targets = [x for x, p in ends.items() if p == 1]
+                sources = [x for x, p in ends.items() if p == -1]
+                is_kernel = len(targets) == len(sources) == 1 and len(ends) == 2
+                if (
+                    is_kernel
+                    and equation.powers[weight] == -1
+                    and not any(x in replaced for x in ends)
+                ):
+                    edges.append(_Edge(weight, sources[0], targets[0]))
+                    replaced[weight] = {
+                        targets[0]: Fraction(1),
+                        sources[0]: Fraction(-1),
+                    }
+                    break
+            else:
+                if uses:
+                    edges.append(_Edge(weight, CONSTANT, weight))
+        return edges, replaced
+
+    def _reduce(self):
+        """Pins and joins what the equations leave no choice for."""
+        changed = True
+        while changed:
+            changed, rest = False, []
+            for equation in self.equations:
+                powers = collections.defaultdict(Fraction)
+                fixed = []
+                for x, power in equation.powers.items():
+                    root = self.find(x)
+                    if root in self.pins:
+                        fixed.append((x, root))
+                    else:
+                        powers[root] += power
+                left = {x: power for x, power in powers.items() if power}
+                equation = equation._replace(powers=left)
+                if len(left) == 1:
+                    reason = equation.reason or self._because(fixed)
+                    self._pin(*left, equation.layer, reason)
+                    changed = True
+                elif equation.is_tie:
+                    self._join(*left)
+                    changed = True
+                if len(left) > 1 and not equation.is_tie:
+                    rest.append(equation._replace(powers={**equation.powers}))
+            self.equations = [e for e in rest]
+        self.values = solve([equation.powers for equation in self.equations])
+        self._merge_equal()
+
+    def _merge_equal(self):
+        """Pins and joins the classes that the equations make so only together."""
+        by_value = {}
+        for x in sorted({x for e in self.equations for x in e.powers}):
+            value = self.values.get(x, {x: Fraction(1)})
+            if not value:
+                equation = next(e for e in self.equations if x in e.powers)
+                self._pin(x, equation.layer, equation.reason or _BY_OTHERS)
+            else:
+                key = tuple(sorted(value.items()))
+                if key in by_value:
+                    self._join(by_value[key], x)
+                by_value.setdefault(key, x)
+        if len(by_value) < len({x for e in self.equations for x in e.powers}):
+            self._reduce()
+
+    def _because(self, fixed):
+        """Tells why the last unknown of an equation is fixed, given the others."""
+        for x, root in fixed:
+            if x in self.system.weights:
+                return next(iter(self.pins[root]))[1]
+        return _BY_OTHERS
+
+    def _pin(self, root, layer, reason):
+        self.pins[self.find(root)].setdefault((layer, reason), "pinned")
+
+    def value_of(self, x):
+        """Returns the scale of an unknown as powers of those that are free."""
+        root = self.find(x)
+        return {} if root in self.pins else self.values.get(root, {root: Fraction(1)})
+
+    def change_of(self, edge):
+        """Returns the factor of a weight as powers of the scales that are free."""
+        change = collections.defaultdict(Fraction)
+        for end, sign in ((edge.target, 1), (edge.source, -1)):
+            for x, power in self.value_of(end).items():
+                change[x] += sign * power
+        return {x: power for x, power in change.items() if power}
+
+    def pin_dead_ends(self):
+        """Pins what no other kernel can make up for; returns whether there was any.
+
+        An unused output of a nested model has no kernel after it, for example.
+        """
+        changes = [self.change_of(edge) for edge in self.edges]
+        _, factors = _matrix(changes)
+        is_supported = supported(factors, np.full(len(changes), True))
+        dead = [e for e, ok in zip(self.edges, is_supported, strict=True) if not ok]
+        if not dead:
+            return False
+        for edge in dead:
+            ends = [x for x in (edge.target, edge.source) if self.value_of(x)]
+            if ends:
+                self._pin(ends[0], "the model", "the output is not used")
+        self._reduce()
+        return True
+
+    def groups(self):
+        """Returns the `ScaleGroups`."""
+        order = {key: place for place, key in enumerate(self.named)}
+        weights = self.system.weights
+        edges = sorted(self.edges, key=lambda e: order[id(weights[e.weight])])
+        numbers = {}
+        for edge in edges:
+            for end in (edge.source, edge.target):
+                numbers.setdefault(self.find(end), len(numbers))
+        members = collections.defaultdict(list)
+        for x, label in enumerate(self.system.labels):
+            members[self.find(x)].append(x)
+        is_edge = {edge.weight for edge in edges}
+        for root, all_of in members.items():
+            is_seen = any(x not in weights and x != CONSTANT for x in all_of)
+            if is_seen:
+                numbers.setdefault(root, len(numbers))
+        groups, roots = [], sorted(numbers, key=numbers.get)
+        for root in roots:
+            labels = [self.system.labels[x] for x in members[root]]
+            offsets = [
+                weights[x] for x in members[root] if x in weights and x not in is_edge
+            ]
+            groups.append(
+                ScaleGroup(
+                    numbers[root],
+                    tuple(dict.fromkeys(x for x in labels if x is not None)),
+                    tuple(self.pins.get(root, ())),
+                    tuple(offsets) if root not in self.pins else (),
+                )
+            )
+        free, directions = _matrix([self.value_of(root) for root in roots])
+        relations = [
+            ScaleRelation(
+                tuple((numbers[x], power) for x, power in e.powers.items()), e.layer
+            )
+            for e in self.equations
+        ]
+        return ScaleGroups(
+            groups,
+            [
+                KernelEdge(
+                    self._kernel(edge),
+                    numbers[self.find(edge.source)],
+                    numbers[self.find(edge.target)],
+                )
+                for edge in edges
+            ],
+            list(dict.fromkeys(relations)),
+            directions,
+            self._statuses(),
+        )
+
+    def _statuses(self):
+        """Tells for each kernel whether its scale can be shifted, and why not."""
+        edges = {edge.weight: edge for edge in self.edges}
+        statuses = {}
+        for key, kernel in self.named.items():
+            weight = self.system.numbers.get((None, key))
+            edge = edges.get(weight)
+            if weight is None:
+                status = ScaleStatus("hidden", f"in {kernel.layer.name}")
+            elif edge is not None and self.change_of(edge):
+                status = ScaleStatus("shifts")
+            else:
+                ends = (weight,) if edge is None else (edge.target, edge.source)
+                status = self._status_of(ends)
+            statuses[kernel.name] = status
+        return statuses
+
+    def _status_of(self, ends):
+        """Finds the pin that says most: the ends of the model only if nothing else."""
+        pins = {pin: k for end in ends for pin, k in self.pins[self.find(end)].items()}
+        if not pins:
+            return ScaleStatus("shifts")
+        layer, reason = min(pins, key=lambda pin: pin[1].endswith("put of the model"))
+        return ScaleStatus(pins[layer, reason], f"{layer}: {reason}")
+
+    def _kernel(self, edge):
+        kernel = self.named[id(self.system.weights[edge.weight])]
+        # Any other weight that multiplies is like a gamma.
+        is_other = kernel.kind in _ADDED
+        return dataclasses.replace(kernel, kind="gamma") if is_other else kernel
+
+
+_BY_OTHERS = "all that it is multiplied with is fixed"
+
+
+def _matrix(rows):
+    """Returns the unknowns in rows of powers, and the powers as an array."""
+    unknowns = sorted({x for row in rows for x in row})
+    place = {x: i for i, x in enumerate(unknowns)}
+    matrix = np.zeros((len(rows), len(unknowns)))
+    for i, row in enumerate(rows):
+        for x, power in row.items():
+            matrix[i, place[x]] = float(power)
+    return unknowns, matrix
