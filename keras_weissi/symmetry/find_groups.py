@@ -97,6 +97,7 @@ def collect(model, graph):
 class _Collected:
     def __init__(self, model, graph):
         self.model = model
+        self.named = named_weights(model)
         self.graph = graph
         self.system = System()
         self.entered = {id(graph.root)}
@@ -163,7 +164,9 @@ class _Collected:
             leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
             weights = self._numbers(function, leaves)
             system.pin([*inputs, *outputs, *weights], layer.name, reason, "hidden")
-            self._pin_shared(getattr(layer, "weights", ()), layer.name)
+            self._pin_weights(
+                getattr(layer, "weights", ()), f"{layer.name}: {reason}", "hidden"
+            )
             return
         ends = {id(x) for x in (*node.input_tensors, *node.output_tensors)}
         for relation in relations:
@@ -183,24 +186,20 @@ class _Collected:
             trace = self.graph.traces.get(id(function))
             if trace is not None:
                 name = self.prefixes[id(function)].rstrip("/") or self.model.name
-                for variable in trace.read:
-                    number = self.system.number_of(None, variable)
-                    self.system.pin([number], name, f"{name} uses its value")
+                self._pin_weights(trace.read, f"it shares a weight with {name}")
         for layer, node, inner in self.readers:
             known = set() if inner is None else self._mentioned_in(inner)
             for reads in reads_of(layer, node, self.everything):
                 reason = f"it shares a weight with {reads.reader}"
-                own = getattr(reads.owner, "weights", ())
                 variables = reads.variables
                 if reads.error and inner is None:
                     reason = f"{reads.reader} may use it: it cannot be run "
                     reason += f"({reads.error})"
                     variables = [*variables, *self.everything]
+                own = getattr(reads.owner, "weights", ())
                 skipped = known | set(map(id, own))
                 others = [v for v in variables if id(v) not in skipped]
-                self.system.pin(
-                    self.system.numbers_of(None, others), reads.reader, reason
-                )
+                self._pin_weights(others, reason)
 
     def pin_weights(self):
         """Pins the weights that keep their values."""
@@ -211,16 +210,14 @@ class _Collected:
                     called.update(map(id, layers_of(node.operation)))
         for layer in self.layers[1:]:
             if id(layer) not in called and inner_function(layer) is None:
-                self._pin_shared(own_variables(layer), layer.name)
-        named = named_weights(self.model)
+                reason = f"it shares a weight with {layer.name}"
+                self._pin_weights(own_variables(layer), reason)
         for number, variable in self.system.weights.items():
-            kernel = named.get(id(variable))
             reason = why_fixed(variable)
-            if kernel is None:
-                name = variable.path.split("/")[0]
-                self.system.pin([number], name, "it is in a bare keras.Function")
-            elif reason:
-                self.system.pin([number], kernel.layer.name, reason)
+            if id(variable) not in self.named:
+                reason = "it is in a bare keras.Function"
+            if reason:
+                self._pin_weights([variable], reason)
 
     def pin_ends(self):
         """Pins the inputs and outputs of the model, and of models called out of sight."""
@@ -241,10 +238,12 @@ class _Collected:
                     layer = system.labels[number] or function.name
                     system.pin([number], layer, f"an {kind} {where}")
 
-    def _pin_shared(self, variables, name):
-        numbers = self.system.numbers_of(None, variables)
-        reason = f"it shares a weight with {name}"
-        self.system.pin(numbers, name, reason, "hidden")
+    def _pin_weights(self, variables, reason, kind="pinned"):
+        for variable in variables:
+            kernel = self.named.get(id(variable))
+            name = kernel.layer.name if kernel else variable.path.split("/")[0]
+            number = self.system.number_of(None, variable)
+            self.system.pin([number], name, reason, kind)
 
     def _mentioned_in(self, function):
         """Collects the ids of the weights in the equations of a function and inside."""

@@ -49,9 +49,9 @@ class _Reduction:
         for equation in system.equations:
             if equation.is_tie:
                 self._join(*equation.powers)
-        self.pins = collections.defaultdict(dict)  # of each class, in order
+        self.pins: dict = {}  # of each class, in order
         for pin in system.pins:
-            pins = self.pins[self.find(pin.unknown)]
+            pins = self.pins.setdefault(self.find(pin.unknown), {})
             pins.setdefault((pin.layer, pin.reason), pin.kind)
         members = collections.Counter(map(self.find, range(len(system.labels))))
         equations = [e for e in system.equations if not e.is_tie]
@@ -162,7 +162,8 @@ class _Reduction:
         return _BY_OTHERS
 
     def _pin(self, root, layer, reason):
-        self.pins[self.find(root)].setdefault((layer, reason), "pinned")
+        pins = self.pins.setdefault(self.find(root), {})
+        pins.setdefault((layer, reason), "pinned")
 
     def value_of(self, x):
         """Returns the scale of an unknown as powers of those that are free."""
@@ -267,9 +268,12 @@ class _Reduction:
 
     def _status_of(self, ends):
         """Finds the pin that says most: the ends of the model only if nothing else."""
-        pins = {pin: k for end in ends for pin, k in self.pins[self.find(end)].items()}
+        pins: dict = {}
+        for end in ends:
+            pins |= self.pins.get(self.find(end), {})
         if not pins:
-            return ScaleStatus("shifts")
+            is_edge = len(ends) == 2
+            return ScaleStatus("pinned", _SAME) if is_edge else ScaleStatus("shifts")
         layer, reason = min(pins, key=lambda pin: pin[1].endswith("put of the model"))
         return ScaleStatus(pins[layer, reason], f"{layer}: {reason}")
 
@@ -280,6 +284,7 @@ class _Reduction:
         return dataclasses.replace(kernel, kind="gamma") if is_other else kernel
 
 
+_SAME = "its input and its output have the same scale"
 _BY_OTHERS = "all that it is multiplied with is fixed"
 
 
