@@ -41,6 +41,7 @@ class Graph:
         self.traces = {}
         self.hidden = {}
         self._opaque = opaque
+        self._inside = {}
         self._inner = {}
         self._uses = collections.defaultdict(list)
         self._consumers = collections.defaultdict(list)
@@ -71,8 +72,7 @@ class Graph:
         inner = self._inner[id(node)]
         trace = self.traces.get(id(inner))
         if trace is not None:
-            sources = inner.inputs[: trace.sources]
-            entries = list(zip(node.input_tensors, sources, strict=True))
+            entries = list(zip(node.input_tensors, trace.sources, strict=True))
         else:
             entries = entries_of(node, inner)
         if entries is None or len(node.output_tensors) != len(inner.outputs):
@@ -128,6 +128,7 @@ class Graph:
             self.hidden[id(key)] = traced
             return None
         self.traces[id(traced.function)] = traced
+        self._inside |= traced.inside
         return traced.function
 
     def _find_inner(self, node):
@@ -136,7 +137,8 @@ class Graph:
         is_shown = inner is not None or id(operation) in self._opaque
         if is_shown or not can_be_traced(operation):
             return inner
-        return self._noted(trace_call(operation, node), node)
+        traced = self._inside.get(id(node.output_tensors[0]))
+        return self._noted(traced or trace_call(operation, node), node)
 
     def _add(self, function, seen):
         if id(function) in seen:

@@ -95,6 +95,8 @@ def relations_of(layer, node):
         return relations or f"{name} is not known to be homogeneous"
     if is_declared(layer):
         return declared_relations(layer, node)
+    if kind is keras.layers.Softmax:
+        return "softmax is not homogeneous"
     looks_up = kind in _LOOKUPS and not is_float(inputs[0].dtype)
     dtypes = [x.dtype for x in (*inputs[looks_up:], *outputs)]
     for dtype in (*dtypes, layer.compute_dtype or "float32"):

@@ -127,6 +127,9 @@ def relations_of_op(operation, node, is_homogeneous):
     elif kind == "ratio":
         above, below = (x if has_scale(x) else None for x in leaves[:2])
         return [_ratio(outputs[0], above, below)]
+    elif kind == "sum":
+        reason = "something is added that has no scale"
+        return [Relation.fixed(*scaled, *outputs, reason=reason)]
     elif kind == "sign":
         return [Relation.fixed(*outputs, reason="it does not depend on the scale")]
     elif kind == "attention" and len(scaled) == 3 and all(map(has_scale, leaves[:3])):

@@ -14,6 +14,7 @@ from keras_weissi.model.homogeneity import is_of_keras, relations_of
 from keras_weissi.model.reads import Outermost, ReadingScope, described, symbols_in
 from keras_weissi.model.scaling import is_declared
 from keras_weissi.model.snapshot import state_kept
+from keras_weissi.model.walk import layers_of
 
 # Layers of Keras that are made of other layers and of functions of `keras.ops`.
 _SEEN_THROUGH = (
@@ -21,23 +22,29 @@ _SEEN_THROUGH = (
     "ReversibleEmbedding",
 )
 
+# What unknown dimensions count as, tried in turn.
+_SIZES = (None, 12, 1)
+
 
 class Trace(NamedTuple):
     """What one call of a layer does inside.
 
     Attributes:
-        function: `keras.Function` with the calls inside. Its first inputs stand for the
-            tensors that the call takes.
-        sources: int, how many tensors that are.
-        weights: dict from the ids of further inputs to the `keras.Variable`s that they
+        function: `keras.Function` with the calls inside.
+        sources: list of those of its inputs that stand for the tensors that the call
+            takes, in their order.
+        weights: dict from the ids of other inputs to the `keras.Variable`s that they
             stand for.
         read: list of `keras.Variable`, whose values are used in another way.
+        inside: dict from the ids of tensors to the `Trace` of the call that returns
+            them, for custom layers inside.
     """
 
     function: keras.Function
-    sources: int
+    sources: list[keras.KerasTensor]
     weights: dict[int, keras.Variable]
     read: list[keras.Variable]
+    inside: dict[int, "Trace"]
 
 
 def can_be_traced(layer):
@@ -106,56 +113,113 @@ def _flat_shapes(shapes):
 
 
 def _trace(layer, arguments, sources, results=None):
-    symbols = symbols_in(arguments)
-    clones = {
-        key: keras.Input(batch_shape=x.shape, dtype=x.dtype)
-        for key, x in symbols.items()
-    }
-    for key, x in symbols.items():
-        if (mask := mask_of(x)) is not None:
-            set_mask(clones[key], clones[id(mask)])
-    args, kwargs = keras.tree.map_structure(lambda x: clones.get(id(x), x), arguments)
-    first = [clones[id(x)] for x in sources]
-    others = [x for x in clones.values() if not any(x is y for y in first)]
     error = ""
-    # With symbols for its weights, what is done to them is recorded too.
-    for with_symbols in (True, False):
-        read: dict[int, keras.Variable] = {}
-        losses: list[Any] = []
+    for size in _SIZES:
         try:
-            with (
-                warnings.catch_warnings(),
-                state_kept([layer]),
-                ReadingScope(read),
-            ):
+            with warnings.catch_warnings(), state_kept([layer]):
                 warnings.simplefilter("ignore")
-                weights = _replace_weights(layer) if with_symbols else []
-                vars(layer)["add_loss"] = losses.append
-                for training in (True, False):
-                    outputs = _called(layer, args, kwargs, training)
-                if losses:
-                    return "it adds to the loss"
-                function = keras.Function(
-                    [*first, *others, *(symbol for symbol, _ in weights)], outputs
-                )
+                recorder = _Recorder(size)
+                for part in layers_of(layer)[1:]:
+                    if can_be_traced(part):
+                        recorder.see_through(part)
+                trace, _ = recorder.record(layer, arguments, sources)
         except Exception as e:
-            error = described(e)
+            error = error or described(e)
             continue
-        if results not in (None, len(outputs)):
+        if results not in (None, len(trace.function.outputs)):
             return "it returns something else than tensors"
-        variables = {id(symbol): variable for symbol, variable in weights}
-        return Trace(function, len(first), variables, list(read.values()))
+        return trace
     return error
 
 
-def _called(layer, args, kwargs, training):
-    outputs: list[Any] = []
+class _Recorder:
+    def __init__(self, size):
+        self.size = size  # what unknown dimensions count as
+        self.inside = {}
 
-    def apply():
-        outputs[:] = keras.tree.flatten(layer.call(*args, **kwargs))
+    def see_through(self, part):
+        """Lets Keras find the shape of a layer's output by recording its `call`."""
+        as_it_is = part.compute_output_spec
 
-    Outermost()(function=apply, training=training)
-    return [x for x in outputs if isinstance(x, keras.KerasTensor)]
+        def compute_output_spec(*args, **kwargs):
+            # In the order in which Keras lists them.
+            arguments = (args, kwargs)
+            sources = [
+                x
+                for x in keras.tree.flatten(arguments)
+                if isinstance(x, keras.KerasTensor)
+            ]
+            try:
+                trace, outputs = self.record(part, arguments, sources)
+            except Exception:
+                return as_it_is(*args, **kwargs)
+            specs = keras.tree.map_structure(_spec, outputs)
+            for spec in keras.tree.flatten(specs):
+                self.inside[id(spec)] = trace
+            return specs
+
+        vars(part)["compute_output_spec"] = compute_output_spec
+
+    def record(self, layer, arguments, sources):
+        """Calls a layer on symbols; returns the `Trace` and what the layer returns."""
+        for with_symbols in (True, False):
+            before = dict(vars(layer))
+            try:
+                return self._record(layer, arguments, sources, with_symbols)
+            except Exception as e:
+                error = e
+            finally:
+                vars(layer).update(before)
+        raise error
+
+    def _record(self, layer, arguments, sources, with_symbols):
+        read: dict[int, keras.Variable] = {}
+        symbols = symbols_in(arguments)
+        clones = {key: _clone(x, self.size) for key, x in symbols.items()}
+        for key, x in symbols.items():
+            if (mask := mask_of(x)) is not None:
+                set_mask(clones[key], clones[id(mask)])
+        args, kwargs = keras.tree.map_structure(
+            lambda x: clones.get(id(x), x), arguments
+        )
+        # With symbols for its weights, what is done to them is recorded too.
+        weights = _replace_weights(layer) if with_symbols else []
+        vars(layer)["add_loss"] = _refuse_loss
+        outputs: Any = None
+
+        def call():
+            nonlocal outputs
+            outputs = layer.call(*args, **kwargs)
+
+        with ReadingScope(read):
+            for training in (True, False):
+                Outermost()(function=call, training=training)
+            entries = [clones[id(x)] for x in sources]
+            inputs = [*clones.values(), *(symbol for symbol, _ in weights)]
+            tensors = [
+                x
+                for x in keras.tree.flatten(outputs)
+                if isinstance(x, keras.KerasTensor)
+            ]
+            function = keras.Function(inputs, tensors)
+        variables = {id(symbol): variable for symbol, variable in weights}
+        trace = Trace(function, entries, variables, list(read.values()), self.inside)
+        return trace, outputs
+
+
+def _clone(x, size):
+    shape = [size if n is None else n for n in x.shape]
+    return keras.Input(batch_shape=shape, dtype=x.dtype)
+
+
+def _spec(x):
+    return (
+        keras.KerasTensor(x.shape, x.dtype) if isinstance(x, keras.KerasTensor) else x
+    )
+
+
+def _refuse_loss(loss):
+    raise RuntimeError("it adds to the loss")
 
 
 def _replace_weights(layer):

@@ -156,6 +156,7 @@ class _Collected:
         """Adds the relations of a call, or pins all that takes part in it."""
         system = self.system
         relations = relations_of(layer, node)
+        name = self._name_of(function, layer)
         if isinstance(relations, str):
             why = self.graph.hidden.get(id(node), "")
             reason = relations + (
@@ -163,10 +164,9 @@ class _Collected:
             )
             leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
             weights = self._numbers(function, leaves)
-            system.pin([*inputs, *outputs, *weights], layer.name, reason, "hidden")
-            self._pin_weights(
-                getattr(layer, "weights", ()), f"{layer.name}: {reason}", "hidden"
-            )
+            system.pin([*inputs, *outputs, *weights], name, reason, "hidden")
+            weights = getattr(layer, "weights", ())
+            self._pin_weights(weights, f"{name}: {reason}", "hidden")
             return
         ends = {id(x) for x in (*node.input_tensors, *node.output_tensors)}
         for relation in relations:
@@ -174,11 +174,19 @@ class _Collected:
                 if isinstance(x, keras.KerasTensor) and id(x) not in ends:
                     inside = self._number(function, x)
                     if inside not in system.weights:
-                        system.labels[inside] = f"inside {layer.name}"
+                        system.labels[inside] = f"inside {name}"
             for equation in relation.equations:
                 powers = [{self._number(function, x): p} for x, p in equation]
                 kind = "normalized" if relation.normalizes else "pinned"
-                system.add(*powers, layer=layer.name, reason=relation.reason, kind=kind)
+                system.add(*powers, layer=name, reason=relation.reason, kind=kind)
+
+    def _name_of(self, function, layer):
+        """Returns what a layer is called in reasons; functions by the layer around."""
+        around = self.prefixes[id(function)]
+        if id(function) not in self.graph.traces or not around:
+            return layer.name
+        is_layer = isinstance(layer, keras.Layer)
+        return around + layer.name if is_layer else around.rstrip("/")
 
     def add_reads(self):
         """Pins the weights that code of the user reads in other ways than are known."""
@@ -226,7 +234,7 @@ class _Collected:
             trace = self.graph.traces.get(id(function))
             inputs, outputs = function.inputs, function.outputs
             if trace is not None:
-                inputs = inputs[: trace.sources]
+                inputs = trace.sources
             if function is self.graph.root:
                 where = "of the model"
             elif id(function) not in self.entered:

@@ -228,12 +228,12 @@ class _Reduction:
                 )
             )
         free, directions = _matrix([self.value_of(root) for root in roots])
-        relations = [
-            ScaleRelation(
-                tuple((numbers[x], power) for x, power in e.powers.items()), e.layer
-            )
-            for e in self.equations
-        ]
+        relations = []
+        for equation in self.equations:
+            powers = sorted((numbers[x], p) for x, p in equation.powers.items())
+            sign = 1 if powers[0][1] > 0 else -1
+            powers = [(group, sign * power) for group, power in powers]
+            relations.append(ScaleRelation(tuple(powers), equation.layer))
         return ScaleGroups(
             groups,
             [
@@ -275,7 +275,8 @@ class _Reduction:
             is_edge = len(ends) == 2
             return ScaleStatus("pinned", _SAME) if is_edge else ScaleStatus("shifts")
         layer, reason = min(pins, key=lambda pin: pin[1].endswith("put of the model"))
-        return ScaleStatus(pins[layer, reason], f"{layer}: {reason}")
+        kind = pins[layer, reason]
+        return ScaleStatus(kind, reason if kind == "hidden" else f"{layer}: {reason}")
 
     def _kernel(self, edge):
         kernel = self.named[id(self.system.weights[edge.weight])]

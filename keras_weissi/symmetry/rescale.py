@@ -88,7 +88,10 @@ def shift_scales(
       bias is multiplied by the factor of its own layer only, which is not exact.
     """
     groups = scale_groups(model)
-    by_edge = factors_by_edge(factors, groups, kernels_and_gammas(model))
+    edges = {id(edge.kernel.variable): edge.kernel for edge in groups.edges}
+    known = {id(k.variable): k for k in kernels_and_gammas(model)} | edges
+    candidates = [known[key] for key in named_weights(model) if key in known]
+    by_edge = factors_by_edge(factors, groups, candidates)
     scales = group_scales(by_edge, groups)
     return _apply(model, groups, by_edge, scales, {}, optimizer)
 
