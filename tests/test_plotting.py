@@ -7,6 +7,7 @@ from keras_weissi import WEISSI, NormLogger
 from keras_weissi.plotting import plot_norms
 
 plt = pytest.importorskip("matplotlib.pyplot")
+pytestmark = pytest.mark.one_backend
 X = np.ones((8, 4), "float32")
 
 

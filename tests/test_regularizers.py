@@ -309,16 +309,16 @@ def test_a_dead_kernel_decays_and_stays():
         model.layers[0].kernel.assign(w)
         model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
         norms = []
-        x = np.zeros((1000, 10), "float32")
-        for _ in range(steps // 1000):
+        x = np.zeros((100, 10), "float32")
+        for _ in range(steps // 100):
             model.fit(x, x, batch_size=1, verbose=0)
             norms.append(np.linalg.norm(to_numpy(model.layers[0].kernel)))
         return np.array(norms)
 
-    norms = train(0.1, 20_000)
+    norms = train(0.1, 2_000)
     assert np.isfinite(norms).all() and norms.max() < 3.15 and norms[-1] < 1e-3
     # Without a floor to speak of the same kernel is thrown about.
-    assert train(1e-6, 3_000).max() > 10
+    assert train(1e-6, 1_000).max() > 10
 
 
 @pytest.mark.jax_only

@@ -295,7 +295,7 @@ print(json.dumps({"growth": growth, "kb_a_model": a_model, "left": left}))
 
 
 @pytest.mark.slow
-def test_a_search_over_200_models_does_not_fill_the_memory():
+def test_a_search_over_many_models_does_not_fill_the_memory():
     def search(which, builds):
         process = run_python(
             "-W", "ignore", "-c", SEARCH, 30, builds, which, timeout=1200
@@ -303,7 +303,9 @@ def test_a_search_over_200_models_does_not_fill_the_memory():
         assert process.returncode == 0, process.stderr[-3000:]
         return json.loads(process.stdout.splitlines()[-1])
 
-    ours = search("ours", 200)
+    # TensorFlow takes a second a model, and so much memory that fewer of them show it.
+    builds = 90 if BACKEND == "tensorflow" else 200
+    ours = search("ours", builds)
     print(BACKEND, "ours", ours)
     assert ours["left"] == 0
     # On TensorFlow, Keras never gives back all of what its compiled training step took,
@@ -312,7 +314,7 @@ def test_a_search_over_200_models_does_not_fill_the_memory():
     if BACKEND != "tensorflow":
         assert ours["growth"] < 0.05
     else:
-        keras_own = search("keras", 90)
+        keras_own = search("keras", builds)
         print(BACKEND, "keras", keras_own)
         assert ours["kb_a_model"] < 1.2 * keras_own["kb_a_model"]
 

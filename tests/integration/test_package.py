@@ -76,6 +76,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert not [link for link in local if not (ROOT / link).exists()]
 
 
+@pytest.mark.slow
 def test_symmetry_example(tmp_path):
     out = tmp_path / "out"
     result = run_example("symmetry.py", "--epochs", 2, "--out", out)
@@ -102,6 +103,7 @@ def test_symmetry_example_names_bad_values(arguments):
     assert f"argument {arguments[0]}: expected" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_digits_example(tmp_path):
     out = tmp_path / "out"
     result = run_example("digits.py", "--epochs", 3, "--out", out)
@@ -147,6 +149,7 @@ def test_overhead_benchmark_runs():
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_the_wheel_has_every_module_and_nothing_else(tmp_path):
     pytest.importorskip("setuptools", "64")
     pytest.importorskip("wheel")

@@ -120,10 +120,15 @@ def values_in(output):
     return ast.literal_eval(output.split("\nvalues:")[1].strip())
 
 
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """What a single process prints."""
+    return train("single", tmp_path_factory.mktemp("single"), 1)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_log_once_what_one_would(kind, tmp_path):
-    (single,) = train("single", tmp_path / "single", 1)
+def test_two_processes_log_once_what_one_would(kind, single, tmp_path):
     first, second = train(kind, tmp_path / "two", 2)
     assert single.count("\nEpoch ") + single.startswith("Epoch ") == 3
     for epoch in (1, 2, 3):
