@@ -240,6 +240,11 @@ def storages_run(function, tensors):
     return used
 
 
+def without_gradients():
+    """Lets PyTorch record nothing for the gradient."""
+    return contextlib.nullcontext() if torch is None else torch.no_grad()
+
+
 @contextlib.contextmanager
 def values_kept(things):
     """Puts back the values of TensorFlow's variables and of PyTorch's buffers."""

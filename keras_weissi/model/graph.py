@@ -1,6 +1,7 @@
 """Which layer of a model feeds which, as far as it can be seen."""
 
 import collections
+import types
 
 import keras
 
@@ -27,7 +28,7 @@ class Graph:
 
     Args:
         model: A built `keras.Model`.
-        opaque: Set of the ids of layers that are not to be seen through.
+        opaque: dict from the ids of layers that are not to be seen through to str: why.
 
     Attributes:
         root: the `keras.Function` of the model, or `None` if it cannot be seen.
@@ -36,7 +37,7 @@ class Graph:
         hidden: dict from the ids of calls to str: why they cannot be seen through.
     """
 
-    def __init__(self, model, opaque=frozenset()):
+    def __init__(self, model, opaque=types.MappingProxyType({})):
         self.functions = []
         self.traces = {}
         self.hidden = {}
@@ -48,8 +49,9 @@ class Graph:
         self._callers = collections.defaultdict(list)
         self._calls = collections.defaultdict(list)
         self.root = inner_function(model)
-        if self.root is None and id(model) not in opaque:
-            self.root = self._noted(trace_model(model), model)
+        if self.root is None:
+            traced = opaque.get(id(model)) or trace_model(model)
+            self.root = self._noted(traced, model)
         seen: set[int] = set()
         if self.root is not None:
             self._add(self.root, seen)
@@ -134,11 +136,14 @@ class Graph:
     def _find_inner(self, node):
         operation = node.operation
         inner = inner_function(operation)
-        is_shown = inner is not None or id(operation) in self._opaque
-        if is_shown or not can_be_traced(operation):
+        if inner is not None or not can_be_traced(operation):
             return inner
-        traced = self._inside.get(id(node.output_tensors[0]))
-        return self._noted(traced or trace_call(operation, node), node)
+        traced = (
+            self._opaque.get(id(operation))
+            or self._inside.get(id(node.output_tensors[0]))
+            or trace_call(operation, node)
+        )
+        return self._noted(traced, node)
 
     def _add(self, function, seen):
         if id(function) in seen:

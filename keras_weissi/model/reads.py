@@ -149,6 +149,7 @@ class ReadingScope(keras.StatelessScope):
         self.read = read
 
     def get_current_value(self, variable):
+        """Returns what the variable holds."""
         self.read[id(variable)] = variable
         return super().get_current_value(variable)
 
@@ -161,6 +162,7 @@ class Outermost(keras.Layer):
         self.built = True
 
     def call(self, function=None, training=None):
+        """Calls the function."""
         function()
 
 
@@ -229,6 +231,13 @@ def _run_once(function, args, kwargs, training, size, integer, is_traced, read):
     ]
     with ReadingScope(read):
         return storages_run(apply, values)
+
+
+def in_mode(layer, kwargs, training):
+    """Returns the arguments of a call in training or without, as a model passes them."""
+    if "training" in inspect.signature(layer.call).parameters:
+        return {**kwargs, "training": training}
+    return kwargs
 
 
 def symbols_in(structure):

@@ -3,6 +3,7 @@
 Keras records what is applied to a `keras.KerasTensor`, also inside a `call`.
 """
 
+import functools
 import itertools
 import warnings
 from typing import Any, NamedTuple
@@ -10,8 +11,14 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_weissi._utils.keras_private import mask_of, set_mask
-from keras_weissi.model.homogeneity import is_of_keras, relations_of
-from keras_weissi.model.reads import Outermost, ReadingScope, described, symbols_in
+from keras_weissi.model.homogeneity import is_of_keras
+from keras_weissi.model.reads import (
+    Outermost,
+    ReadingScope,
+    described,
+    in_mode,
+    symbols_in,
+)
 from keras_weissi.model.scaling import is_declared
 from keras_weissi.model.snapshot import state_kept
 from keras_weissi.model.walk import layers_of
@@ -30,6 +37,8 @@ class Trace(NamedTuple):
     """What one call of a layer does inside.
 
     Attributes:
+        layer: the `keras.Layer` that is called.
+        arguments: pair of the list and the dict that it is called with.
         function: `keras.Function` with the calls inside.
         sources: list of those of its inputs that stand for the tensors that the call
             takes, in their order.
@@ -40,6 +49,8 @@ class Trace(NamedTuple):
             them, for custom layers inside.
     """
 
+    layer: keras.Layer
+    arguments: tuple[Any, Any]
     function: keras.Function
     sources: list[keras.KerasTensor]
     weights: dict[int, keras.Variable]
@@ -187,13 +198,14 @@ class _Recorder:
         vars(layer)["add_loss"] = _refuse_loss
         outputs: Any = None
 
-        def call():
+        def call(training):
             nonlocal outputs
-            outputs = layer.call(*args, **kwargs)
+            outputs = layer.call(*args, **in_mode(layer, kwargs, training))
 
         with ReadingScope(read):
             for training in (True, False):
-                Outermost()(function=call, training=training)
+                run = functools.partial(call, training)
+                Outermost()(function=run, training=training)
             entries = [clones[id(x)] for x in sources]
             inputs = [*clones.values(), *(symbol for symbol, _ in weights)]
             tensors = [
@@ -203,7 +215,15 @@ class _Recorder:
             ]
             function = keras.Function(inputs, tensors)
         variables = {id(symbol): variable for symbol, variable in weights}
-        trace = Trace(function, entries, variables, list(read.values()), self.inside)
+        trace = Trace(
+            layer,
+            (args, kwargs),
+            function,
+            entries,
+            variables,
+            list(read.values()),
+            self.inside,
+        )
         return trace, outputs
 
 

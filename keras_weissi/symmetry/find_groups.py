@@ -5,15 +5,18 @@ import collections
 import keras
 
 from keras_weissi._utils.keras_private import nodes_of
+from keras_weissi._utils.user_warnings import warn
 from keras_weissi._utils.validation import check_model
 from keras_weissi.model.graph import Graph, inner_function, unwrapped
 from keras_weissi.model.homogeneity import relations_of, why_fixed
 from keras_weissi.model.kernels import named_weights
 from keras_weissi.model.reads import reads_of
+from keras_weissi.model.scaling import is_declared
 from keras_weissi.model.walk import layers_of, own_variables
 from keras_weissi.symmetry.groups import ScaleGroups
-from keras_weissi.symmetry.reduce import groups_of
+from keras_weissi.symmetry.reduce import reduced
 from keras_weissi.symmetry.relations import System
+from keras_weissi.symmetry.verify import find_untrue
 
 
 def scale_groups(model: keras.Model) -> ScaleGroups:
@@ -57,14 +60,32 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     [('x', 'an input of the model'), ('classes', 'softmax is not homogeneous')]
     """
     check_model(model)
-    graph = Graph(model)
-    if graph.root is None:
-        raise ValueError(
-            f"Invalid value for argument `model`. Expected {_expected(model, graph)}. "
-            f"Received: model={model.name!r} of class {type(model).__name__}, "
-            f"built={model.built}"
-        )
-    return groups_of(model, collect(model, graph))
+    opaque: dict[int, str] = {}
+    while True:
+        graph = Graph(model, opaque)
+        if graph.root is None:
+            raise ValueError(
+                "Invalid value for argument `model`. Expected "
+                f"{_expected(model, graph)}. Received: model={model.name!r} of class "
+                f"{type(model).__name__}, built={model.built}"
+            )
+        system = collect(model, graph)
+        reduction = reduced(model, system)
+        untrue = find_untrue(graph, system, reduction)
+        if not untrue:
+            return reduction.groups()
+        for claim, why in untrue:
+            kind = type(claim.layer).__name__
+            if is_declared(claim.layer):
+                raise ValueError(
+                    f"Invalid scaling registered for {kind}. Expected relations that "
+                    f"hold for layer {claim.name!r}. Received: {why}"
+                )
+            opaque[id(claim.layer)] = why
+            warn(
+                f"No scale is shifted through layer {claim.name!r} of class {kind}: "
+                f"{why}."
+            )
 
 
 def _expected(model, graph):
@@ -158,10 +179,9 @@ class _Collected:
         relations = relations_of(layer, node)
         name = self._name_of(function, layer)
         if isinstance(relations, str):
-            why = self.graph.hidden.get(id(node), "")
-            reason = relations + (
-                f", nor can it be seen through ({why})" if why else ""
-            )
+            reason = relations
+            if why := self.graph.hidden.get(id(node), ""):
+                reason = f"{type(layer).__name__} cannot be seen through ({why})"
             leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
             weights = self._numbers(function, leaves)
             system.pin([*inputs, *outputs, *weights], name, reason, "hidden")

@@ -22,12 +22,12 @@ from keras_weissi.symmetry.solvers import supported
 _ADDED = ("other", "lora")
 
 
-def groups_of(model, system):
-    """Finds the groups in the equations of a model, and returns its `ScaleGroups`."""
-    reduction = _Reduction(system, named_weights(model))
+def reduced(model, system):
+    """Returns the `Reduction` of the equations of a model."""
+    reduction = Reduction(system, named_weights(model))
     while reduction.pin_dead_ends():
         pass
-    return reduction.groups()
+    return reduction
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class _Edge:
     target: int
 
 
-class _Reduction:
+class Reduction:
     """Unknowns that are equal make a class, which its smallest member stands for."""
 
     def __init__(self, system, named):
@@ -55,9 +55,9 @@ class _Reduction:
             pins.setdefault((pin.layer, pin.reason), pin.kind)
         members = collections.Counter(map(self.find, range(len(system.labels))))
         equations = [e for e in system.equations if not e.is_tie]
-        self.edges, replaced = self._kernel_edges(equations, members)
+        self.edges, self.replaced = self._kernel_edges(equations, members)
         self.equations = [
-            equation._replace(powers=substituted(equation.powers, replaced))
+            equation._replace(powers=substituted(equation.powers, self.replaced))
             for equation in equations
         ]
         self.values = {}
@@ -167,16 +167,27 @@ class _Reduction:
 
     def value_of(self, x):
         """Returns the scale of an unknown as powers of those that are free."""
+        if x in self.replaced:
+            return self._combined(self.replaced[x].items())
         root = self.find(x)
         return {} if root in self.pins else self.values.get(root, {root: Fraction(1)})
 
+    def free_unknowns(self):
+        """Returns the set of the unknowns that may be chosen."""
+        unknowns = set(range(len(self.parent))) - set(self.replaced)
+        roots = {self.find(x) for x in unknowns}
+        return {x for root in roots for x in self.value_of(root)}
+
     def change_of(self, edge):
         """Returns the factor of a weight as powers of the scales that are free."""
-        change = collections.defaultdict(Fraction)
-        for end, sign in ((edge.target, 1), (edge.source, -1)):
-            for x, power in self.value_of(end).items():
-                change[x] += sign * power
-        return {x: power for x, power in change.items() if power}
+        return self._combined([(edge.target, 1), (edge.source, -1)])
+
+    def _combined(self, powers):
+        total: dict = collections.defaultdict(Fraction)
+        for x, power in powers:
+            for y, p in self.value_of(x).items():
+                total[y] += power * p
+        return {y: p for y, p in total.items() if p}
 
     def pin_dead_ends(self):
         """Pins what no other kernel can make up for; returns whether there was any.
