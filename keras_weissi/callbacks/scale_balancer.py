@@ -14,7 +14,9 @@ from keras_weissi.symmetry.solvers import NotSolvedError
 
 
 class ScaleBalancer(keras.callbacks.Callback):
-    """Balances the norms of the kernels at the end of epochs, see `balance_scales`.
+    """Balances the norms of the kernels before training and after epochs.
+
+    See `balance_scales`.
 
     Under the log penalty every kernel loses `norm(W) ** 2` at the same rate, so the
     smallest collapses first. Balancing shifts scale to it from the other kernels. It
@@ -41,10 +43,15 @@ class ScaleBalancer(keras.callbacks.Callback):
         optimizer: bool. Whether to rescale the optimizer's state as well. It must be
             an optimizer that `balance_scales` knows. `False` leaves the state as it is.
             Defaults to `True`.
+        start: bool. Whether to balance before the first step too, where it matters
+            most: a model that starts unbalanced learns slowly. (After the first step on
+            TensorFlow, if only that builds the model.) Defaults to `True`.
+        exact: bool. Whether to round all factors to powers of 2, as `balance_scales`
+            does, so that nothing changes by rounding. Defaults to `False`.
 
     Attributes:
         record: List of dicts, one per balancing, over all calls of `fit`: `epoch`, the
-            number of epochs completed; `scale_shift`; and for each kernel its norm,
+            number of epochs completed, 0 before the first step; `scale_shift`; and for each kernel its norm,
             `before/<name>` and `after/<name>`.
 
     Raises:
@@ -73,15 +80,30 @@ class ScaleBalancer(keras.callbacks.Callback):
     # Nothing is read or changed between batches.
     async_safe = True
 
-    def __init__(self, every: int = 1, optimizer: bool = True) -> None:
+    def __init__(
+        self,
+        every: int = 1,
+        optimizer: bool = True,
+        *,
+        start: bool = True,
+        exact: bool = False,
+    ) -> None:
         super().__init__()
         if not is_count(every):
             raise invalid("every", "a positive int", every)
-        check_bool(optimizer, "optimizer")
+        for name, value in (
+            ("optimizer", optimizer),
+            ("start", start),
+            ("exact", exact),
+        ):
+            check_bool(value, name)
         self.every = every
         self.optimizer = optimizer
+        self.start = start
+        self.exact = exact
         self.record: list[dict[str, float]] = []
         self._warned = False
+        self._is_begun = False
 
     def set_model(self, model):
         """Takes the model, and allows its warnings again if it is another one."""
@@ -90,39 +112,50 @@ class ScaleBalancer(keras.callbacks.Callback):
         super().set_model(model)
 
     def on_train_begin(self, logs=None):
-        """Raises if the model cannot be balanced, warns if there is nothing to do."""
-        model = self.model
+        """Raises if the model cannot be balanced; balances it before the first step."""
+        self._is_begun = self.model.built
+        if self._is_begun:
+            self._begin()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Balances after the first step if only that has built the model."""
         # On TensorFlow, `fit` builds a model of unknown input shape in its first step.
-        if model.built or not isinstance(model, keras.Sequential):
-            self._check(scale_groups(model))
-        state_of(optimizer_of(model, self.optimizer))
+        if not self._is_begun:
+            self._is_begun = True
+            self._begin()
+
+    def _begin(self):
+        self._check(scale_groups(self.model))
+        state_of(optimizer_of(self.model, self.optimizer))
+        if self.start:
+            self._balance(0)
 
     def on_epoch_end(self, epoch, logs=None):
         """Balances the model if it is due, and adds `scale_shift` to `logs`."""
         logs = {} if logs is None else logs
-        logs["scale_shift"] = 0.0
-        if (epoch + 1) % self.every:
-            return
+        is_due = (epoch + 1) % self.every == 0
+        logs["scale_shift"] = self._balance(epoch + 1) if is_due else 0.0
+
+    def _balance(self, epoch):
+        """Balances the model; returns the largest change, 0 if there is none."""
         model = self.model  # on JAX, this copies the state of training to the model
         try:
             # Found anew, as layers may have been frozen since.
             groups = scale_groups(model)
             self._check(groups)
-            rows = balance(model, groups, self.optimizer)
+            rows = balance(model, groups, self.optimizer, self.exact)
         except (NotSolvedError, ValueError) as error:
             # A model that has diverged is for other callbacks to deal with.
-            warn(
-                f"ScaleBalancer left the model as it is after epoch {epoch + 1}. "
-                f"{error}"
-            )
-            return
+            when = f"after epoch {epoch}" if epoch else "before the first step"
+            warn(f"ScaleBalancer left the model as it is {when}. {error}")
+            return 0.0
         shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
-        logs["scale_shift"] = shift
-        record = {"epoch": epoch + 1, "scale_shift": shift}
+        record = {"epoch": epoch, "scale_shift": shift}
         for row in rows:
             record[f"before/{row.name}"] = row.before
             record[f"after/{row.name}"] = row.after
         self.record.append(record)
+        return shift
 
     def _check(self, groups):
         """Warns, once, if there is nothing to balance."""

@@ -234,7 +234,7 @@ def _run_once(function, args, kwargs, training, size, integer, is_traced, read):
 
 
 def in_mode(layer, kwargs, training):
-    """Returns the arguments of a call in training or without, as a model passes them."""
+    """Adds whether it is training to the arguments of a call, as a model does."""
     if "training" in inspect.signature(layer.call).parameters:
         return {**kwargs, "training": training}
     return kwargs

@@ -2,6 +2,7 @@
 
 from keras_weissi._utils.tables import KernelTable
 from keras_weissi.model.scaling import Relation, register_scaling
+from keras_weissi.symmetry.checks import check_scaling
 from keras_weissi.symmetry.coefficients import (
     CoefficientRow,
     InvariantCoefficients,
@@ -29,6 +30,7 @@ __all__ = [
     "ScaleRelation",
     "ScaleStatus",
     "balance_scales",
+    "check_scaling",
     "invariant_coefficients",
     "register_scaling",
     "scale_groups",

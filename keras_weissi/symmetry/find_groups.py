@@ -1,6 +1,7 @@
 """Finds the scale groups of a model: what is tied, and what pins it."""
 
 import collections
+import types
 
 import keras
 
@@ -62,15 +63,7 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     check_model(model)
     opaque: dict[int, str] = {}
     while True:
-        graph = Graph(model, opaque)
-        if graph.root is None:
-            raise ValueError(
-                "Invalid value for argument `model`. Expected "
-                f"{_expected(model, graph)}. Received: model={model.name!r} of class "
-                f"{type(model).__name__}, built={model.built}"
-            )
-        system = collect(model, graph)
-        reduction = reduced(model, system)
+        graph, system, reduction = seen_as_shown(model, opaque)
         untrue = find_untrue(graph, system, reduction)
         if not untrue:
             return reduction.groups()
@@ -86,6 +79,24 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
                 f"No scale is shifted through layer {claim.name!r} of class {kind}: "
                 f"{why}."
             )
+
+
+def seen_as_shown(model, opaque=types.MappingProxyType({})):
+    """Returns the `Graph`, `System` and `Reduction` of a model, and tries nothing.
+
+    Args:
+        model: A `keras.Model`.
+        opaque: dict from the ids of layers not to be seen through to str: why.
+    """
+    graph = Graph(model, opaque)
+    if graph.root is None:
+        raise ValueError(
+            f"Invalid value for argument `model`. Expected {_expected(model, graph)}. "
+            f"Received: model={model.name!r} of class {type(model).__name__}, "
+            f"built={model.built}"
+        )
+    system = collect(model, graph)
+    return graph, system, reduced(model, system)
 
 
 def _expected(model, graph):
@@ -240,7 +251,7 @@ class _Collected:
             if id(layer) not in called and inner_function(layer) is None:
                 reason = f"it shares a weight with {layer.name}"
                 self._pin_weights(own_variables(layer), reason)
-        for number, variable in self.system.weights.items():
+        for variable in list(self.system.weights.values()):
             reason = why_fixed(variable)
             if id(variable) not in self.named:
                 reason = "it is in a bare keras.Function"
@@ -248,7 +259,7 @@ class _Collected:
                 self._pin_weights([variable], reason)
 
     def pin_ends(self):
-        """Pins the inputs and outputs of the model, and of models called out of sight."""
+        """Pins the ends of the model, and of models called out of sight."""
         system = self.system
         for function in self.graph.functions:
             trace = self.graph.traces.get(id(function))

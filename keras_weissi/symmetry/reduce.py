@@ -15,7 +15,7 @@ from keras_weissi.symmetry.groups import (
     ScaleRelation,
     ScaleStatus,
 )
-from keras_weissi.symmetry.relations import CONSTANT, Pin
+from keras_weissi.symmetry.relations import CONSTANT
 from keras_weissi.symmetry.solvers import supported
 
 # Weights that are added, and follow the scale of what they are added to.
@@ -64,6 +64,7 @@ class Reduction:
         self._reduce()
 
     def find(self, x):
+        """Returns the unknown that stands for all that equal this one."""
         while self.parent[x] != x:
             self.parent[x] = x = self.parent[self.parent[x]]
         return x
@@ -217,7 +218,7 @@ class Reduction:
             for end in (edge.source, edge.target):
                 numbers.setdefault(self.find(end), len(numbers))
         members = collections.defaultdict(list)
-        for x, label in enumerate(self.system.labels):
+        for x in range(len(self.system.labels)):
             members[self.find(x)].append(x)
         is_edge = {edge.weight for edge in edges}
         for root, all_of in members.items():

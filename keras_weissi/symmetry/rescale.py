@@ -8,13 +8,14 @@ import ml_dtypes
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
+from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.kernels import host_norm, kernels_and_gammas, named_weights
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.symmetry.apply_factors import multiply_all
 from keras_weissi.symmetry.factors import TOLERANCE, factors_by_edge, group_scales
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.optimizer_state import optimizer_of
-from keras_weissi.symmetry.solvers import balanced_log_scales
+from keras_weissi.symmetry.solvers import balanced_log_scales, nearest_integers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,10 @@ def shift_scales(
 
 
 def balance_scales(
-    model: keras.Model, optimizer: bool | keras.optimizers.Optimizer = True
+    model: keras.Model,
+    optimizer: bool | keras.optimizers.Optimizer = True,
+    *,
+    exact: bool = False,
 ) -> KernelTable[RescalingRow]:
     """Shifts scale between the layers until the sum of squared norms is minimal.
 
@@ -116,6 +120,9 @@ def balance_scales(
             weight is multiplied by `c`, its gradients are divided by `c` from now on,
             and so is its momentum; an average of squared gradients is divided by
             `c ** 2`. Defaults to `True`.
+        exact: bool. Whether to round every factor to a power of 2, so that the outputs
+            stay the same bit for bit. Norms that would be equal are then within a
+            factor of `sqrt(2)` of their mean. Defaults to `False`.
 
     Returns:
         `KernelTable` of `RescalingRow`, one per kernel. It prints as a table.
@@ -144,10 +151,11 @@ def balance_scales(
     - [Liu, Cui & Chan, 2020](https://arxiv.org/abs/2008.02965), section 3. The
       formula there has a sum where this one has the product.
     """
-    return balance(model, scale_groups(model), optimizer)
+    check_bool(exact, "exact")
+    return balance(model, scale_groups(model), optimizer, exact)
 
 
-def balance(model, groups, optimizer=True):
+def balance(model, groups, optimizer=True, exact=False):
     """Balances a model whose groups are known already."""
     norms = [host_norm(edge.kernel.variable) for edge in groups.edges]
     for edge, norm in zip(groups.edges, norms, strict=True):
@@ -162,12 +170,14 @@ def balance(model, groups, optimizer=True):
     z = balanced_log_scales(changes, log_norms)
     dtypes = {edge.kernel.variable.dtype for edge in groups.edges}
     precision = max((float(ml_dtypes.finfo(d).eps) for d in dtypes), default=0.0)
-    if np.abs(changes @ z).max(initial=0.0) <= max(8 * precision, TOLERANCE):
+    if exact:
+        z = np.log(2.0) * nearest_integers(
+            changes, groups.directions, log_norms / np.log(2.0), z / np.log(2.0)
+        )
+    elif np.abs(changes @ z).max(initial=0.0) <= max(8 * precision, TOLERANCE):
         z = 0 * z
-    # Factors out of range are refused later, unless there is nothing to multiply.
-    with np.errstate(over="ignore", under="ignore"):
-        by_edge = dict(enumerate(np.exp(changes @ z).tolist()))
-        scales = np.exp(groups.directions @ z).tolist()
+    by_edge = dict(enumerate(_factors(changes @ z, exact)))
+    scales = _factors(groups.directions @ z, exact)
     notes = {}
     for i, edge in enumerate(groups.edges):
         if norms[i] == 0.0:
@@ -178,6 +188,14 @@ def balance(model, groups, optimizer=True):
         elif not (changes[i] @ z) and 0.0 in norms:
             notes[i] = "a kernel of norm 0 stands in the way"
     return _apply(model, groups, by_edge, scales, notes, optimizer)
+
+
+def _factors(logs, exact):
+    # Factors out of range are refused later, unless there is nothing to multiply.
+    with np.errstate(over="ignore", under="ignore"):
+        if exact:
+            return np.exp2(np.round(logs / np.log(2.0))).tolist()
+        return np.exp(logs).tolist()
 
 
 def _apply(model, groups, by_edge, scales, notes, optimizer):

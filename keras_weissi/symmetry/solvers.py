@@ -6,6 +6,7 @@ the kernels are `changes @ z`. SciPy is imported inside the functions, as import
 takes longer than importing this package.
 """
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -99,6 +100,49 @@ def balanced_log_scales(changes, log_norms):
     return basis @ solution
 
 
+def nearest_integers(changes, directions, log_norms, solution):
+    """Finds scales near a solution for which all factors are powers of 2.
+
+    Their sum of squared norms is such that no single scale, multiplied or divided by
+    the least possible power of 2, makes it smaller. All logarithms are to base 2.
+
+    Args:
+        changes: float64 array of shape (kernels, free scales).
+        directions: float64 array of shape (groups, free scales).
+        log_norms: float64 array, one element per kernel.
+        solution: float64 array, one element per free scale.
+
+    Returns:
+        Float64 array, one element per free scale.
+    """
+    steps = [
+        math.lcm(*(Fraction(x).limit_denominator(10**6).denominator for x in column))
+        for column in np.vstack([directions, changes]).T.tolist()
+    ]
+    moved = solution != 0
+
+    def total(z):
+        return np.exp2(2 * (changes @ z + log_norms)).sum()
+
+    def descended(z):
+        best = total(z)
+        improved = True
+        while improved:
+            improved = False
+            for i in np.flatnonzero(moved):
+                for sign in (1, -1):
+                    other = z.copy()
+                    other[i] += sign * steps[i]
+                    if total(other) < best * (1 - 1e-12):
+                        z, best, improved = other, total(other), True
+        return z
+
+    rounded = descended(np.round(solution / steps) * steps)
+    stayed = descended(0 * solution)
+    # What is as good already stays as it is.
+    return rounded if total(rounded) < total(stayed) * (1 - 1e-12) else stayed
+
+
 def nearest_coefficients(changes, chosen):
     """Finds positive coefficients `c` with `changes.T @ c = 0`.
 
@@ -181,7 +225,7 @@ def _on_cycles(count, sources, targets):
 
 
 def _basis(changes, held, moved):
-    """Returns a basis, as columns, of the scales that leave the held kernels as they are.
+    """Returns a basis, as columns, of the scales that leave the held kernels alone.
 
     Without directions that move none of the kernels `moved`.
     """

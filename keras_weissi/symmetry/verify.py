@@ -19,7 +19,7 @@ from keras_weissi.model.snapshot import state_kept
 from keras_weissi.model.walk import layers_of
 
 # What unknown dimensions count as, tried in turn.
-_SIZES = (4, 12, 1, 64)
+SIZES = (4, 12, 1, 64)
 # Weights of more elements are tried as they are; smaller ones, which may be all 0 or 1
 # at the start, are moved by noise.
 _SMALL = 4096
@@ -141,10 +141,17 @@ class Trial:
         value = self.reduction.value_of(unknown)
         return int(sum(power * self.z[x] for x, power in value.items()))
 
-    def weights(self, claim):
-        """Returns values of weights, as lists of pairs: before the shift and after it."""
+    def values_of(self, weights):
+        """Draws values for weights: before the shift and after it.
+
+        Args:
+            weights: dict from numbers of unknowns to `keras.Variable`s.
+
+        Returns:
+            Pair of lists of pairs of a `keras.Variable` and a value.
+        """
         before, after = [], []
-        for number, variable in claim.weights.items():
+        for number, variable in weights.items():
             power = self.log2_of(number)
             if not is_float(variable.dtype):
                 continue
@@ -165,17 +172,17 @@ def _what_is_wrong(claim, trial):
     if not any(trial.log2_of(x) for x in (*claim.scales.values(), *claim.weights)):
         return ""
     powers = {key: trial.log2_of(x) for key, x in claim.scales.items()}
-    before, after = trial.weights(claim)
+    before, after = trial.values_of(claim.weights)
     error = ""
-    for size in _SIZES:
-        values = _random_values(claim.arguments, size, trial.rng)
+    for size in SIZES:
+        values = random_values(claim.arguments, size, trial.rng)
         try:
             for training in (False, True):
                 one = _outputs(claim, values, before, training, {})
                 other = _outputs(claim, values, after, training, powers)
                 for tensor, y, z in zip(claim.outputs, one, other, strict=True):
                     expected = y * 2.0 ** powers[id(tensor)]
-                    if not _is_close(z, expected, tensor.dtype):
+                    if not is_close(z, expected, tensor.dtype):
                         mode = "training" if training else "inference"
                         return f"in {mode}, its outputs do not scale as it shows"
         except Exception as e:
@@ -185,17 +192,19 @@ def _what_is_wrong(claim, trial):
     return f"it cannot be tried ({error})"
 
 
-def _is_close(actual, expected, dtype):
+def is_close(actual, expected, dtype):
+    """Whether two arrays are equal up to the rounding of a dtype."""
     if not is_float(dtype):
         return np.array_equal(actual, expected)
+    if np.isnan(expected).any():
+        raise FloatingPointError("its outputs are not numbers")
     # Powers of 2 are exact, but code may round in another order.
     eps = float(ml_dtypes.finfo(keras.backend.standardize_dtype(dtype)).eps)
-    scale = np.abs(expected).max(initial=0.0)
-    is_equal = np.abs(actual - expected) <= 256 * eps * scale
-    return bool(np.all(is_equal | (np.isnan(actual) & np.isnan(expected))))
+    scale = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    return bool(np.isclose(actual, expected, rtol=0.0, atol=256 * eps * scale).all())
 
 
-def _random_values(arguments, size, rng):
+def random_values(arguments, size, rng):
     """Draws a value for each symbolic tensor, and for its mask."""
     values = {}
     for key, x in symbols_in(arguments).items():
@@ -210,36 +219,51 @@ def _random_values(arguments, size, rng):
     return values
 
 
-def _outputs(claim, values, weights, training, powers):
-    """Calls the layer with other weights, and with inputs multiplied by powers of 2."""
-    symbols = symbols_in(claim.arguments)
+def scaled_by(values, symbols, powers):
+    """Multiplies values of tensors by powers of 2, and gives them their masks.
+
+    Args:
+        values: dict from the ids of symbolic tensors to tensors.
+        symbols: dict from the ids to the symbolic tensors.
+        powers: dict from the ids to ints, for those that are multiplied.
+    """
     scaled = {}
     for key, x in symbols.items():
-        value = values[key]
+        scaled[key] = values[key]
         if is_float(x.dtype):
-            factor = 2.0 ** powers.get(key, 0)
-            value = value * keras.ops.convert_to_tensor(factor, x.dtype)
-        scaled[key] = value
+            factor = keras.ops.convert_to_tensor(2.0 ** powers.get(key, 0), x.dtype)
+            scaled[key] = values[key] * factor
     for key, x in symbols.items():
         if (mask := mask_of(x)) is not None:
             set_mask(scaled[key], scaled[id(mask)])
-    args, kwargs = keras.tree.map_structure(
-        lambda x: scaled.get(id(x), x), claim.arguments
-    )
+    return scaled
+
+
+def run(function, layer, weights, training):
+    """Calls a function with other values of the weights, and puts back its traces.
+
+    Args:
+        function: Function without arguments, which returns tensors.
+        layer: The `keras.Layer` whose state is kept.
+        weights: List of pairs of a `keras.Variable` and a value.
+        training: bool.
+
+    Returns:
+        List of arrays.
+    """
     outputs: list[Any] = []
 
     def call():
-        named = in_mode(claim.layer, kwargs, training)
-        outputs[:] = keras.tree.flatten(claim.layer(*args, **named))
+        outputs[:] = keras.tree.flatten(function())
 
     with (
         warnings.catch_warnings(),
-        state_kept([claim.layer]),
+        state_kept([layer]),
         without_gradients(),
         keras.StatelessScope(state_mapping=weights),
     ):
         warnings.simplefilter("ignore")
-        for part in layers_of(claim.layer):
+        for part in layers_of(layer):
             # It is known to keep scale, and random numbers take JAX long to compile.
             if type(part) is keras.layers.Dropout:
                 vars(part)["rate"] = 0.0
@@ -249,6 +273,16 @@ def _outputs(claim, values, weights, training, powers):
         for y in outputs
         if keras.ops.is_tensor(y)
     ]
+
+
+def _outputs(claim, values, weights, training, powers):
+    """Calls the layer with other weights, and with inputs multiplied by powers of 2."""
+    scaled = scaled_by(values, symbols_in(claim.arguments), powers)
+    args, kwargs = keras.tree.map_structure(
+        lambda x: scaled.get(id(x), x), claim.arguments
+    )
+    named = in_mode(claim.layer, kwargs, training)
+    return run(lambda: claim.layer(*args, **named), claim.layer, weights, training)
 
 
 def _wide(x):

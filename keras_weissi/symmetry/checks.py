@@ -1,0 +1,110 @@
+"""Checks a whole model against what is known of its scales."""
+
+import functools
+
+import keras
+import numpy as np
+
+from keras_weissi._utils.keras_private import nodes_of
+from keras_weissi._utils.validation import check_model
+from keras_weissi.model.operations import is_float
+from keras_weissi.model.reads import described, symbols_in
+from keras_weissi.symmetry.find_groups import seen_as_shown
+from keras_weissi.symmetry.verify import (
+    SIZES,
+    Trial,
+    is_close,
+    random_values,
+    run,
+    scaled_by,
+)
+
+
+def check_scaling(model: keras.Model, seed: int = 0) -> None:
+    """Shifts all free scales at random, and compares every tensor that can be seen.
+
+    For those who declare layers with `register_scaling`, and for tests: `scale_groups`
+    itself tries what it sees inside custom layers, and leaves out what does not hold.
+    The model stays as it is.
+
+    Args:
+        model: A built `keras.Model`.
+        seed: int, of the random factors and inputs. Defaults to `0`.
+
+    Raises:
+        ValueError: If a tensor is not multiplied by the factor that it should be. The
+            message names the layer that returns the first one, innermost layers first.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_weissi.symmetry import check_scaling
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(3, "relu"),
+    ...     keras.layers.Dense(2),
+    ... ])
+    >>> check_scaling(model)
+    """
+    check_model(model)
+    graph, system, reduction = seen_as_shown(model)
+    trial = Trial(reduction, np.random.default_rng(seed))
+    for function in reversed(graph.functions):
+        _check_function(model, graph, system, trial, function)
+
+
+def _check_function(model, graph, system, trial, function):
+    trace = graph.traces.get(id(function))
+    calls = [
+        (tensor, node.operation)
+        for node in nodes_of(function)
+        for tensor in node.output_tensors
+        if is_float(tensor.dtype)
+    ]
+    tensors = [tensor for tensor, _ in calls]
+    numbers = {
+        id(x): system.number_of(function, x) for x in (*tensors, *function.inputs)
+    }
+    powers = {key: trial.log2_of(number) for key, number in numbers.items()}
+    weights = trial.values_of(system.weights)
+    for training in (False, True):
+        before, after = _tried(
+            model, function, trace, tensors, weights, powers, trial, training
+        )
+        for (tensor, operation), y, z in zip(calls, before, after, strict=True):
+            factor = 2.0 ** powers[id(tensor)]
+            if not is_close(z, y * factor, tensor.dtype):
+                where = f" in layer {trace.layer.name!r}" if trace else ""
+                raise ValueError(
+                    f"Expected the output of {operation.name!r}{where}, of class "
+                    f"{type(operation).__name__}, to be multiplied by {factor:g} when "
+                    "the scales are shifted. Received: another output"
+                    f"{' in training' if training else ''}"
+                )
+
+
+def _tried(model, function, trace, tensors, weights, powers, trial, training):
+    """Evaluates tensors before and after the shift."""
+    symbols = symbols_in(function.inputs)
+    stand_ins = {} if trace is None else trace.weights
+    everything = keras.Function(function.inputs, tensors)
+    error = ""
+    for size in SIZES:
+        values = random_values(function.inputs, size, trial.rng)
+        results = []
+        try:
+            for pairs, shift in zip(weights, ({}, powers), strict=True):
+                given = scaled_by(values, symbols, shift)
+                known = {id(variable): value for variable, value in pairs}
+                for key, variable in stand_ins.items():
+                    given[key] = known.get(id(variable), variable.value)
+                inputs = [given[id(x)] for x in function.inputs]
+                call = functools.partial(everything, inputs)
+                results.append(run(call, model, pairs, training))
+        except Exception as e:
+            error = error or described(e)
+        else:
+            return results
+    raise ValueError(
+        f"Expected {function.name!r} to run on random inputs. Received: {error}"
+    )
