@@ -51,8 +51,8 @@ class ScaleBalancer(keras.callbacks.Callback):
 
     Attributes:
         record: List of dicts, one per balancing, over all calls of `fit`: `epoch`, the
-            number of epochs completed, 0 before the first step; `scale_shift`; and for each kernel its norm,
-            `before/<name>` and `after/<name>`.
+            number of epochs completed, 0 before the first step; `scale_shift`; and for
+            each kernel its norm, `before/<name>` and `after/<name>`.
 
     Raises:
         ValueError: If an argument is invalid or, when `fit` begins, if the model is

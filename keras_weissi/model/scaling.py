@@ -115,20 +115,20 @@ def register_scaling(layer_class: type, function: Declaration | None) -> None:
     >>> import keras
     >>> from keras_weissi import scale_groups
     >>> from keras_weissi.symmetry import Relation, register_scaling
-    >>> class Clipped(keras.layers.Layer):
+    >>> class Twice(keras.layers.Layer):
     ...     def build(self, shape):
     ...         self.w = self.add_weight(shape=(shape[-1], 3), name="w")
     ...     def call(self, x):
-    ...         y = x @ self.w
-    ...         return y * keras.ops.sigmoid(keras.ops.sign(y))
+    ...         w = keras.ops.convert_to_tensor(self.w)  # what is done to it is hidden
+    ...         return x @ (w + w)
     >>> def scaling(layer, inputs, outputs):
     ...     return [Relation.kernel(layer.w, inputs[0], outputs[0])]
-    >>> register_scaling(Clipped, scaling)
+    >>> register_scaling(Twice, scaling)
     >>> model = keras.Sequential(
-    ...     [keras.Input((4,)), Clipped(name="clipped"), keras.layers.Dense(2)]
+    ...     [keras.Input((4,)), Twice(name="twice"), keras.layers.Dense(2)]
     ... )
-    >>> [group.layers for group in scale_groups(model).free]
-    [('clipped',)]
+    >>> [edge.kernel.name for edge in scale_groups(model).edges]
+    ['twice', 'dense']
     """
     is_class = isinstance(layer_class, type) and issubclass(layer_class, keras.Layer)
     if not is_class:
@@ -154,23 +154,23 @@ def declared_relations(layer, node):
         ValueError: If the declaration returns something else than relations between the
             tensors and the weights of the layer.
     """
+    name = type(layer).__name__
     inputs, outputs = list(node.input_tensors), list(node.output_tensors)
     relations = _DECLARED[type(layer)](layer, inputs, outputs)
-    known = {id(x) for x in (*inputs, *outputs, *layer.weights)}
-    is_list = isinstance(relations, (list, tuple))
-    if not is_list or not all(isinstance(r, Relation) for r in relations):
-        received, expected = relations, "a list of Relation"
-    else:
-        things = [x for relation in relations for x in relation.scaled]
-        strange = [x for x in things if id(x) not in known]
-        received = strange[0] if strange else None
-        expected = "relations between its inputs, its outputs and its weights"
-    if received is not None:
+    if not isinstance(relations, (list, tuple)) or not all(
+        isinstance(relation, Relation) for relation in relations
+    ):
         raise ValueError(
-            f"Invalid scaling registered for {type(layer).__name__}. Expected "
-            f"{expected}. Received: {received!r}"
+            f"Invalid scaling registered for {name}. Expected a list of Relation. "
+            f"Received: {relations!r}"
         )
-    named = {id(x) for relation in relations for x in relation.scaled}
+    known = {id(x) for x in (*inputs, *outputs, *layer.weights)}
+    named = {id(x): x for relation in relations for x in relation.scaled}
+    if strange := [x for key, x in named.items() if key not in known]:
+        raise ValueError(
+            f"Invalid scaling registered for {name}. Expected relations between its "
+            f"inputs, its outputs and its weights. Received: {strange[0]!r}"
+        )
     silent = [x for x in (*inputs, *outputs) if id(x) not in named]
-    reason = f"the scaling registered for {type(layer).__name__} does not name it"
+    reason = f"the scaling registered for {name} does not name it"
     return [*relations, Relation.fixed(*silent, reason=reason)]

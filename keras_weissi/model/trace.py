@@ -102,7 +102,7 @@ def inputs_of_model(model):
     config = model.get_build_config() or {}
     if "shapes_dict" in config:
         named = config["shapes_dict"].items()
-        shapes = (), {name.removesuffix("_shape"): shape for name, shape in named}
+        shapes: Any = (), {name.removesuffix("_shape"): shape for name, shape in named}
     elif "input_shape" in config:
         shapes = (config["input_shape"],), {}
     else:

@@ -242,7 +242,7 @@ class _Collected:
 
     def pin_weights(self):
         """Pins the weights that keep their values."""
-        called = set()
+        called: set[int] = set()
         for function in self.graph.functions:
             for node in nodes_of(function):
                 if isinstance(node.operation, keras.Layer):

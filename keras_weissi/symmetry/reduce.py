@@ -116,7 +116,7 @@ class Reduction:
         while changed:
             changed, rest = False, []
             for equation in self.equations:
-                powers = collections.defaultdict(Fraction)
+                powers: dict[int, Fraction] = collections.defaultdict(Fraction)
                 fixed = []
                 for x, power in equation.powers.items():
                     root = self.find(x)
@@ -128,7 +128,7 @@ class Reduction:
                 equation = equation._replace(powers=left)
                 if len(left) == 1:
                     reason = equation.reason or self._because(fixed)
-                    self._pin(*left, equation.layer, reason)
+                    self._pin(next(iter(left)), equation.layer, reason)
                     changed = True
                 elif equation.is_tie:
                     self._join(*left)
@@ -141,7 +141,7 @@ class Reduction:
 
     def _merge_equal(self):
         """Pins and joins the classes that the equations make so only together."""
-        by_value = {}
+        by_value: dict = {}
         for x in sorted({x for e in self.equations for x in e.powers}):
             value = self.values.get(x, {x: Fraction(1)})
             if not value:
@@ -213,7 +213,7 @@ class Reduction:
         order = {key: place for place, key in enumerate(self.named)}
         weights = self.system.weights
         edges = sorted(self.edges, key=lambda e: order[id(weights[e.weight])])
-        numbers = {}
+        numbers: dict[int, int] = {}
         for edge in edges:
             for end in (edge.source, edge.target):
                 numbers.setdefault(self.find(end), len(numbers))
@@ -225,7 +225,7 @@ class Reduction:
             is_seen = any(x not in weights and x != CONSTANT for x in all_of)
             if is_seen:
                 numbers.setdefault(root, len(numbers))
-        groups, roots = [], sorted(numbers, key=numbers.get)
+        groups, roots = [], list(numbers)
         for root in roots:
             labels = [self.system.labels[x] for x in members[root]]
             offsets = [
