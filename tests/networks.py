@@ -3,15 +3,16 @@
 import importlib
 import operator
 
+import blocks
 import keras
 import numpy as np
+from blocks import WIDTH
 from helpers import BACKEND, outputs_of, relative_error
 from hypothesis import strategies as st
 from keras import layers
 
 from keras_weissi import balance_scales, scale_groups, shift_scales
 
-WIDTH = 4
 ACTIVATIONS = ("linear", "relu", "leaky_relu")
 BLOCKS = (
     "dense",
@@ -36,20 +37,40 @@ specs = st.lists(
     max_size=6,
 )
 
+# The same of sequences, where scales are in relations as well.
+sequence_specs = st.lists(
+    st.tuples(
+        st.sampled_from([*blocks.BLOCKS, "opaque", *BLOCKS]),
+        st.sampled_from(ACTIVATIONS),
+    ),
+    min_size=1,
+    max_size=4,
+)
 
-def build(spec, seed=0, dtype=None):
+
+def build(spec, seed=0, dtype=None, shape=(WIDTH,), is_subclassed=False):
     """Builds a model of the blocks of `spec`, with random weights and biases."""
     keras.utils.set_random_seed(seed)
     policy = keras.config.dtype_policy()
     if dtype is not None:
         keras.config.set_dtype_policy(dtype)
-    try:
-        x = inputs = keras.Input((WIDTH,), dtype=dtype and dtype.split("_")[-1])
+
+    def functional(spec, end=None):
+        x = inputs = keras.Input(shape, dtype=dtype and dtype.split("_")[-1])
         outputs = []
         for kind, activation in spec:
             x = _block(x, kind, activation, outputs)
-        outputs.append(layers.Dense(3)(x))
-        model = keras.Model(inputs, outputs)
+        return keras.Model(inputs, x if end is None else [*outputs, end(x)])
+
+    try:
+        if is_subclassed:
+            parts = [
+                functional([block]) for block in spec if block[0] != "second output"
+            ]
+            model = blocks.Whole(parts, layers.Dense(3))
+            model(np.zeros((1, *shape)))
+        else:
+            model = functional(spec, layers.Dense(3))
     finally:
         keras.config.set_dtype_policy(policy)
     randomize(model, seed)
@@ -115,6 +136,10 @@ def _dense(activation=None):
 
 
 def _block(x, kind, activation, outputs):
+    if kind in blocks.BLOCKS:
+        return blocks.BLOCKS[kind](x, activation)
+    if kind == "opaque":
+        return Opaque(_dense(activation))(x)
     if kind == "dense":
         return _dense(activation)(x)
     if kind == "identity shortcut":
@@ -129,7 +154,7 @@ def _block(x, kind, activation, outputs):
         shared = _dense(activation)
         return layers.Maximum()([shared(x), shared(_dense()(shared(x)))])
     if kind.startswith("nested"):
-        inner_input = keras.Input((WIDTH,), dtype=x.dtype)
+        inner_input = keras.Input(x.shape[1:], dtype=x.dtype)
         y = _dense(activation)(inner_input)
         y = layers.Subtract()([y, _dense()(y)])
         inner = keras.Model(inner_input, _dense()(y))

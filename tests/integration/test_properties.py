@@ -12,8 +12,6 @@ import keras
 import numpy as np
 import pytest
 from helpers import (
-    BACKEND,
-    float64,
     norm_of,
     outputs_of,
     reference_penalty,
@@ -21,9 +19,9 @@ from helpers import (
     to_numpy,
     value_and_gradient,
 )
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
+from random_examples import COUNTS, examples
 
 from keras_weissi import (
     WEISSI,
@@ -37,64 +35,9 @@ from keras_weissi import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:(regularize|The regularizer of) ")
 
-# How many examples the slow run of each test has.
-COUNTS = {}
-
-
-def examples(count, wide=None, **drawn):
-    """Runs a test on `count` examples, or a twentieth of them if it is to be quick.
-
-    Args:
-        count: int.
-        wide: Dict of strategies for a quarter of the examples, which runs in
-            `float64()`. That is entered once, as JAX then compiles everything anew.
-        **drawn: Strategies for the arguments of the test.
-    """
-
-    if wide is not None and BACKEND == "jax":
-        count //= 2  # it traces every call anew, which takes most of the time
-
-    def decorate(test):
-        COUNTS[test.__name__] = count
-
-        def check(number, strategies):
-            seen = []
-
-            @settings(
-                max_examples=number,
-                derandomize=True,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-            )
-            @given(st.fixed_dictionaries(strategies))
-            def body(arguments):
-                seen.append(None)
-                test(**arguments)
-
-            body()
-            assert len(seen) >= number
-
-        def run(number):
-            if wide is not None:
-                with float64():
-                    check(number // 4, wide)
-                number -= number // 4
-            check(number, drawn)
-
-        run.__name__ = test.__name__
-        run.__doc__ = test.__doc__
-        numbers = [
-            pytest.param(count // 20, id="some"),
-            pytest.param(count, id="all", marks=pytest.mark.slow),
-        ]
-        return pytest.mark.parametrize("number", numbers)(run)
-
-    return decorate
-
 
 def test_there_are_ten_thousand_examples():
-    assert sum(COUNTS.values()) >= 10_000, COUNTS
+    assert sum(COUNTS[__name__].values()) >= 10_000, COUNTS[__name__]
 
 
 # Few shapes, as backends compile for each.
