@@ -57,7 +57,7 @@ class Reduction:
         equations = [e for e in system.equations if not e.is_tie]
         self.edges, self.replaced = self._kernel_edges(equations, members)
         self.equations = [
-            equation._replace(powers=substituted(equation.powers, self.replaced))
+            equation.with_powers(substituted(equation.powers, self.replaced))
             for equation in equations
         ]
         self.values = {}
@@ -125,7 +125,7 @@ class Reduction:
                     else:
                         powers[root] += power
                 left = {x: power for x, power in powers.items() if power}
-                equation = equation._replace(powers=left)
+                equation = equation.with_powers(left)
                 if len(left) == 1:
                     reason = equation.reason or self._because(fixed)
                     self._pin(next(iter(left)), equation.layer, reason)
@@ -134,8 +134,8 @@ class Reduction:
                     self._join(*left)
                     changed = True
                 if len(left) > 1 and not equation.is_tie:
-                    rest.append(equation._replace(powers={**equation.powers}))
-            self.equations = [e for e in rest]
+                    rest.append(equation)
+            self.equations = rest
         self.values = solve([equation.powers for equation in self.equations])
         self._merge_equal()
 

@@ -21,7 +21,8 @@ class Pin(NamedTuple):
     kind: str = "pinned"  # or "normalized", or "hidden"
 
 
-class Equation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Equation:
     """Powers of unknowns whose product is 1, and the layer that asks for it."""
 
     powers: dict[int, Fraction]
@@ -32,6 +33,10 @@ class Equation(NamedTuple):
     def is_tie(self) -> bool:
         """Whether it says that two unknowns are equal."""
         return len(self.powers) == 2 and sorted(self.powers.values()) == [-1, 1]
+
+    def with_powers(self, powers):
+        """Returns one that has other powers."""
+        return dataclasses.replace(self, powers=powers)
 
 
 @dataclasses.dataclass
