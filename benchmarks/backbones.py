@@ -392,7 +392,7 @@ BACKBONES = {
         image_encoder=_resnet(hub, image=(None, None, 3)),
         num_classes=1,
         image_shape=IMAGE,
-        projection_filters=16,
+        projection_filters=64,
     ),
     "CSPNet": lambda hub: hub.models.CSPNetBackbone(
         stem_filters=16,
@@ -404,6 +404,7 @@ BACKBONES = {
         block_type="dark_block",
         stage_type="csp",
         stem_padding="same",
+        block_ratio=[0.5],
         image_shape=IMAGE,
     ),
     "D-FINE": _d_fine,
@@ -495,5 +496,5 @@ INPUT_SHAPES = {
         "encoder_padding_mask": (2, 2000),
     },
     "SAM": {"boxes": (2, 1, 2, 2), "masks": (2, 0, *IMAGE[:2], 1)},
-    "Whisper": {"encoder_features": (2, 32, 8)},
+    "Whisper": {"encoder_features": (2, 16, 8)},
 }

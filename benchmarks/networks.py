@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -25,8 +26,8 @@ HERE = pathlib.Path(__file__).parent
 TABLE = HERE / "results" / "NETWORKS.md"
 BEFORE = HERE / "results" / "networks-before.json"
 QUICK = ("MobileNetV2", "ResNet50V2", "VGG16")
-# The smallest sizes of images that all, or these, accept; below 64, little is left
-# after five poolings.
+# The sides of images, by what the name of the model contains. The first two are the
+# smallest that are accepted; at 64, five poolings leave something to convolve.
 SIZES = {"Inception": 75, "Xception": 71, "": 64}
 COLUMNS = (
     "family",
@@ -74,6 +75,15 @@ def build(family, name):
     from backbones import BACKBONES
 
     return BACKBONES[name](keras_hub)
+
+
+def input_shapes(family, name):
+    """The shapes of inputs that have to be special, by their names."""
+    if family == "applications":
+        return {}
+    from backbones import INPUT_SHAPES
+
+    return INPUT_SHAPES.get(name, {})
 
 
 def randomize(model, rng):
@@ -167,14 +177,16 @@ def random_factors(groups, rng):
 def measure(family, name):
     """Measures one model, in this process.
 
-    Returns:
-        Dict: the cells of the row that could be filled, and "note", the first error.
+    Yields:
+        Dict: the cells of the row that are known so far, the free scales first, and
+        "note", the first error.
     """
     import numpy as np
 
     import keras_weissi as kw
 
-    result = {"note": "", "seconds": 0.0}
+    result = {"note": ""}
+    rng = np.random.default_rng(0)
 
     def timed(function, *arguments):
         start = time.perf_counter()
@@ -182,66 +194,77 @@ def measure(family, name):
             return function(*arguments)
         finally:
             seconds = time.perf_counter() - start
-            if seconds > result["seconds"]:
+            if seconds > result.get("seconds", 0.0):
                 result.update(seconds=seconds, call=function.__name__)
 
-    def shift_and_balance():
+    def make():
+        model = build(family, name)
+        result["weights"] = model.count_params()
+        randomize(model, rng)
+        return model
+
+    def find():
         groups = timed(kw.scale_groups, model)
         result["free"] = free_scales(groups)
-        inputs = random_inputs(model, rng, shapes)
+        return groups
+
+    def shift_and_balance():
+        inputs = random_inputs(model, rng, input_shapes(family, name))
         before = outputs_of(model, inputs)
         kw.shift_scales(model, random_factors(groups, rng))
         shifted = outputs_of(model, inputs)
         timed(kw.balance_scales, model)
         balanced = outputs_of(model, inputs)
-        result["change"] = max(
-            relative_change(before, after) for after in (shifted, balanced)
-        )
+        changes = [relative_change(before, after) for after in (shifted, balanced)]
+        result["change"] = float(np.max(changes))  # which lets NaN through
 
     def regularize():
-        report = timed(kw.regularize, model, kw.WEISSI(0.01))
-        result["kernels"] = len(report)
+        result["kernels"] = len(timed(kw.regularize, model, kw.WEISSI(0.01)))
 
-    shapes = {}
-    if family == "hub":
-        from backbones import INPUT_SHAPES
-
-        shapes = INPUT_SHAPES.get(name, {})
-    rng = np.random.default_rng(0)
-    try:
-        model = build(family, name)
-        result["weights"] = model.count_params()
-        randomize(model, rng)
-    except Exception as error:
-        result["note"] = f"not built: {_first_line(error)}"
-        return result
-    for job in (shift_and_balance, regularize):
+    def tried(job):
         try:
-            job()
+            return job()
         except Exception as error:
-            result["note"] = result["note"] or _first_line(error)
-    return result
+            result["note"] = result["note"] or _message(error)
+
+    model = tried(make)
+    yield result
+    if model is not None:
+        groups = tried(find)
+        yield result
+        tried(regularize)
+        yield result
+        if groups is not None:
+            tried(shift_and_balance)
+            yield result
 
 
-def _first_line(error):
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return line if len(line) <= 160 else f"{line[:159]}…"
+def _message(error):
+    # Keras prints some words in bold, and paragraphs.
+    text = re.sub(r"\x1b\[\d+m", "", f"{type(error).__name__}: {error}")
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def measure_apart(family, name, timeout):
+def measure_apart(family, name, timeout, *options):
     """Measures one model in a process of its own."""
-    command = [sys.executable, __file__, "--family", family, "--measure", name]
+    options = ("--family", family, "--measure", name, *options)
+    command = [sys.executable, __file__, *options]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"note": f"stopped after {timeout} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith(RESULT):
-            return json.loads(line.removeprefix(RESULT))
-    last = done.stderr.strip().splitlines()[-1:]
-    return {"note": f"exit code {done.returncode}: {' '.join(last)[:160]}"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        output, note = done.stdout, f"exit code {done.returncode}"
+        failed = done.returncode != 0
+    except subprocess.TimeoutExpired as error:
+        # Bytes, whatever was asked for.
+        output, note = (error.stdout or b"").decode(), f"stopped after {timeout:g} s"
+        failed = True
+    rows = [
+        json.loads(line.removeprefix(RESULT))
+        for line in output.splitlines()
+        if line.startswith(RESULT)
+    ]
+    result = rows[-1] if rows else {"note": ""}
+    return result | {"note": result["note"] or note} if failed else result
 
 
 def fingerprint():
@@ -257,22 +280,23 @@ def fingerprint():
     return digest.hexdigest()[:16]
 
 
-def results_of(jobs, work, timeout, anew):
+def results_of(jobs, path, timeout, anew, *options):
     """Measures what has not been measured yet; failures are tried again.
 
     Args:
         jobs: list of pairs of str, the family and the name of a model.
-        work: Path of the folder that the results are kept in.
+        path: Path of the file that the results are kept in.
         timeout: float, the seconds that a model may take.
         anew: Whether all are measured again.
+        *options: str, of this script, for the process of each model.
 
     Returns:
         Dict from these pairs to the results.
     """
     from rich.progress import track
 
-    work.mkdir(parents=True, exist_ok=True)
-    path, code, known = work / "results.jsonl", fingerprint(), {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code, known = fingerprint(), {}
     for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)
         if row["code"] == code:
@@ -281,7 +305,7 @@ def results_of(jobs, work, timeout, anew):
         row = known.get((family, name))
         if row is None or row["note"] or anew:
             row = {"code": code, "family": family, "model": name}
-            row |= measure_apart(family, name, timeout)
+            row |= measure_apart(family, name, timeout, *options)
             known[family, name] = row
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -334,6 +358,8 @@ def _cell(row, key, form=""):
 
 
 def _summary(results, before):
+    import numpy as np
+
     for family in sorted({family for family, _ in results}):
         rows = [row for (own, _), row in results.items() if own == family]
         free = sum(bool(row.get("free")) for row in rows)
@@ -342,7 +368,7 @@ def _summary(results, before):
     rows = list(results.values())
     changes = [row["change"] for row in rows if "change" in row]
     if changes:
-        yield f"No output changes by more than {max(changes):.1e}."
+        yield f"No output changes by more than {np.max(changes):.1e}."
     times = [row["seconds"] for row in rows if "call" in row and row["weights"] < 3e7]
     if times:
         yield f"No call takes over {max(times):.2f} s below 30 million weights."
@@ -363,8 +389,10 @@ def main():
     if arguments.measure:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = measure(arguments.family, arguments.measure)
-        print(RESULT + json.dumps(result))
+            for result in measure(arguments.family, arguments.measure):
+                print(RESULT + json.dumps(result), flush=True)
+                if arguments.before and "call" in result:
+                    return
         return
     families = [arguments.family] if arguments.family else ["applications", "hub"]
     names = {family: names_of(family) for family in families}
@@ -377,13 +405,16 @@ def main():
     ]
     if not jobs:
         parser.error(f"no model of that name; there are {names}")
-    results = results_of(jobs, arguments.work, arguments.timeout, bool(arguments.only))
     before = json.loads(BEFORE.read_text()) if BEFORE.exists() else {}
+    how = arguments.timeout, bool(arguments.only)
     if arguments.before:
+        path = arguments.work / "before.jsonl"
+        results = results_of(jobs, path, *how, "--before")
         for (family, name), row in results.items():
             before.setdefault(family, {})[name] = row.get("free")
         BEFORE.write_text(json.dumps(before, indent=2) + "\n")
         return
+    results = results_of(jobs, arguments.work / "results.jsonl", *how)
     table = table_of(results, before, [f for f, own in names.items() if not own])
     out = arguments.out or (TABLE if only is None and len(families) == 2 else None)
     print(table)
