@@ -53,6 +53,7 @@ class System:
         numbers: dict from the ids of a function and of a tensor, or from `None` and the
             id of a weight, to the number.
         weights: dict from the numbers of weights to the `keras.Variable`.
+        alive: list of what has a number, so that no id is used again.
     """
 
     labels: list[str | None] = dataclasses.field(default_factory=lambda: [None])
@@ -62,7 +63,7 @@ class System:
     )
     numbers: dict[tuple[Any, int], int] = dataclasses.field(default_factory=dict)
     weights: dict[int, keras.Variable] = dataclasses.field(default_factory=dict)
-    _alive: list[Any] = dataclasses.field(default_factory=list)  # keeps ids unique
+    alive: list[Any] = dataclasses.field(default_factory=list)  # keeps ids unique
 
     def number_of(self, function, thing):
         """Returns the number of a tensor in a function, or of a weight."""
@@ -73,7 +74,7 @@ class System:
         if key not in self.numbers:
             self.numbers[key] = number = len(self.labels)
             self.labels.append(None)
-            self._alive.append(thing)
+            self.alive.append(thing)
             if is_weight:
                 self.weights[number] = thing
         return self.numbers[key]
