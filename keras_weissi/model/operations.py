@@ -19,6 +19,7 @@ from keras_weissi.model.scaling import Relation
 # - product: the output is linear in each tensor;
 # - square, root, inverse root, inverse, power, ratio: as their names say;
 # - sign: the output does not depend on the scale;
+# - fixed: no multiple of what comes in gives a multiple;
 # - attention: what multiplies the queries and the keys must cancel.
 _OPS = (
     (
@@ -53,6 +54,8 @@ _OPS = (
     ("inverse", "reciprocal", lambda f, x: f(x)),
     ("power", "power", lambda f, x: f(x, 2)),
     ("ratio", "divide true_divide", lambda f, x: f(x, 1)),
+    ("fixed", "elu exp gelu log relu6 selu sigmoid silu", lambda f, x: f(x)),
+    ("fixed", "softmax softplus tanh", lambda f, x: f(x)),
     ("sign", "ones_like sign zeros_like", lambda f, x: f(x)),
     ("attention", "dot_product_attention", lambda f, x: f(x, x, x)),
 )
@@ -129,6 +132,9 @@ def relations_of_op(operation, node, is_homogeneous):
         return [_ratio(outputs[0], above, below)]
     elif kind == "sum":
         reason = "something is added that has no scale"
+        return [Relation.fixed(*scaled, *outputs, reason=reason)]
+    elif kind == "fixed":
+        reason = f"{type(operation).__name__.lower()} is not homogeneous"
         return [Relation.fixed(*scaled, *outputs, reason=reason)]
     elif kind == "sign":
         return [Relation.fixed(*outputs, reason="it does not depend on the scale")]

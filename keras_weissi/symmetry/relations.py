@@ -59,7 +59,7 @@ class System:
     labels: list[str | None] = dataclasses.field(default_factory=lambda: [None])
     equations: list[Equation] = dataclasses.field(default_factory=list)
     pins: list[Pin] = dataclasses.field(
-        default_factory=lambda: [Pin(CONSTANT, "", "it has no scale")]
+        default_factory=lambda: [Pin(CONSTANT, "integers", "they have no scale")]
     )
     numbers: dict[tuple[Any, int], int] = dataclasses.field(default_factory=dict)
     weights: dict[int, keras.Variable] = dataclasses.field(default_factory=dict)
