@@ -116,9 +116,9 @@ def _wide(variable):
     return "float64" if variable.dtype == "float64" else "float32"
 
 
-def outputs_of(model, x):
-    """All outputs of a model at inference, joined into one vector."""
-    outputs = keras.tree.flatten(model(x, training=False))
+def outputs_of(model, x, training=False):
+    """All outputs of a model, joined into one vector."""
+    outputs = keras.tree.flatten(model(x, training=training))
     return np.concatenate([to_numpy(y).ravel() for y in outputs])
 
 

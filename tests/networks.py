@@ -1,11 +1,15 @@
 """Models of all the shapes that the symmetry has to deal with."""
 
+import importlib
+import operator
+
 import keras
 import numpy as np
+from helpers import BACKEND, outputs_of, relative_error
 from hypothesis import strategies as st
 from keras import layers
 
-from keras_weissi import scale_groups
+from keras_weissi import balance_scales, scale_groups, shift_scales
 
 WIDTH = 4
 ACTIVATIONS = ("linear", "relu", "leaky_relu")
@@ -61,6 +65,39 @@ class Subclassed(keras.Model):
 
     def call(self, x):
         return self.dense(x)
+
+
+_COPY = {"jax": "numpy.copy", "tensorflow": "identity", "torch": "clone"}[BACKEND]
+
+
+def opaque(x):
+    """Returns its argument, by way of the backend, which Keras cannot trace."""
+    return operator.attrgetter(_COPY)(importlib.import_module(BACKEND))(x)
+
+
+class Opaque(layers.Layer):
+    """Applies a layer, and maybe a function, where nobody can see it."""
+
+    def __init__(self, layer=None, function=None, **kwargs):
+        super().__init__(**kwargs)
+        self.layer, self.function = layer, function
+
+    def call(self, x):
+        x = opaque(x)
+        if self.layer is not None:
+            x = self.layer(x)
+        return x if self.function is None else self.function(x)
+
+
+class OpaqueModel(keras.Model):
+    """A subclassed model that cannot be seen through."""
+
+    def __init__(self, units=WIDTH):
+        super().__init__()
+        self.dense = layers.Dense(units)
+
+    def call(self, x):
+        return self.dense(opaque(x))
 
 
 def randomize(model, seed=0):
@@ -141,11 +178,21 @@ def resnet18(dtype=None, size=32, width=64, classes=10):
 
 
 def random_factors(model, seed, spread=1.5):
-    """Factors of all kernels for random scales of all free groups."""
+    """Factors of all kernels for random scales of all that may be scaled."""
     rng = np.random.default_rng(seed)
-    groups = scale_groups(model)
-    logs = {g.index: rng.normal(0, spread) if g.free else 0.0 for g in groups.groups}
-    return {
-        edge.kernel.name: float(np.exp(logs[edge.target] - logs[edge.source]))
-        for edge in groups.edges
-    }
+    return scale_groups(model).random_factors(rng, spread / np.log(2))
+
+
+def check_symmetry(model, x, seed=0):
+    """Shifts and balances a model with random weights, which must not change it."""
+    randomize(model, seed)
+    before = [outputs_of(model, x), outputs_of(model, x, training=True)]
+    for change in (
+        lambda: shift_scales(model, random_factors(model, seed)),
+        lambda: balance_scales(model),
+    ):
+        report = change()
+        after = [outputs_of(model, x), outputs_of(model, x, training=True)]
+        for one, other in zip(before, after, strict=True):
+            assert relative_error(other, one) < 2e-5
+    return report

@@ -7,10 +7,12 @@ from keras import layers, ops
 
 from keras_weissi import balance_scales
 from keras_weissi.model.graph import Graph
+from keras_weissi.model.kernels import kernels
 
 
 def normalization_of(model, layer):
-    return Graph(model).normalization_of(layer, ())
+    (kernel,) = [k for k in kernels(model) if k.layer is layer]
+    return Graph(model).normalization_of(kernel)
 
 
 def base():
@@ -104,5 +106,4 @@ def test_what_a_replaced_call_does_is_not_shown():
     assert normalization_of(model, dense) == "?"
     nested = with_another_call(base())
     model = keras.Sequential([keras.Input((4,)), nested])
-    dense = nested.get_layer("dense")
-    assert Graph(model).normalization_of(dense, (nested,)) == "?"
+    assert normalization_of(model, nested.get_layer("dense")) == "?"

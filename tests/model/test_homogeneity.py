@@ -8,12 +8,14 @@ import time
 import keras
 import numpy as np
 import pytest
+import scipy.linalg
 from helpers import BACKEND, to_numpy
 from keras import layers, ops
 
+from keras_weissi import balance_scales, scale_groups
 from keras_weissi._utils.keras_private import nodes_of
-from keras_weissi.model import homogeneity
-from keras_weissi.model.homogeneity import Scaling, is_homogeneous, scaling_of
+from keras_weissi.model import homogeneity, operations
+from keras_weissi.model.homogeneity import is_homogeneous, relations_of, why_fixed
 
 IMAGE, SERIES, VECTOR, VOLUME = (6, 6, 4), (6, 4), (4,), (4, 4, 4, 2)
 C = 8.0  # a power of 2: exact
@@ -61,23 +63,86 @@ def applied(function, *shapes, dtype="float32"):
     return keras.Model(inputs, function(*inputs))
 
 
+def why_unknown(model):
+    """Why nothing is known of the last call, or "" if something is."""
+    relations = relations_of(*call_of(model))
+    return relations if isinstance(relations, str) else ""
+
+
+def why_restricted(model):
+    """The reasons that the relations of the last call give."""
+    relations = relations_of(*call_of(model))
+    assert not isinstance(relations, str), relations
+    return " and ".join(relation.reason for relation in relations)
+
+
 def outputs_at(model, *scales):
     rng = np.random.default_rng(0)
-    inputs = [
-        rng.normal(size=(2, *x.shape[1:])).astype("float32") for x in model.inputs
-    ]
+    inputs = []
+    for x in model.inputs:
+        value = 2 * rng.normal(size=(2, *x.shape[1:]))
+        value = np.abs(value) if "int" in x.dtype else value
+        inputs.append(value.astype(x.dtype))
     scales = scales or (1.0,) * len(inputs)
-    inputs = [c * x for c, x in zip(scales, inputs, strict=True)]
-    outputs = model(inputs)
-    return [to_numpy(x) for x in keras.tree.flatten(outputs)]
+    inputs = [(c * x).astype(x.dtype) for c, x in zip(scales, inputs, strict=True)]
+    return [to_numpy(x) for x in keras.tree.flatten(model(inputs))]
+
+
+def unique(things):
+    """Those that have a scale, each once, in order."""
+    return list({id(x): x for x in things if "float" in x.dtype}.values())
+
+
+def check_scales(model, *basis):
+    """Checks what scales a model's last call lets tensors and weights have.
+
+    Each row of `basis` is one way to scale them: powers of `C` for the inputs, for the
+    weights in the order of the relations, and one for all outputs. All others must be
+    combinations of these, and the model must compute what they say.
+    """
+    _, node = call_of(model)
+    relations = relations_of(*call_of(model))
+    assert not isinstance(relations, str), relations
+    inputs, outputs = unique(node.input_tensors), unique(node.output_tensors)
+    scaled = unique(x for relation in relations for x in relation.scaled)
+    weights = [x for x in scaled if isinstance(x, keras.Variable)]
+    ends = [*inputs, *weights, *outputs]
+    column = {id(x): i for i, x in enumerate(unique([*ends, *scaled]))}
+    equations = [e for relation in relations for e in relation.equations]
+    matrix = np.zeros((len(equations), len(column)))
+    for i, equation in enumerate(equations):
+        for x, power in equation:
+            if "float" in x.dtype:
+                matrix[i, column[id(x)]] += power
+    matrix = np.vstack([matrix, np.zeros(len(column))])
+    allowed = scipy.linalg.null_space(matrix)[: len(ends)]
+    known = len(inputs) + len(weights)
+    rows = [(*row[:known], *row[known:] * len(outputs)) for row in basis]
+    rows = np.array(rows, float).reshape(len(basis), len(ends)).T
+    rank = np.linalg.matrix_rank
+    both = np.hstack([allowed, rows])
+    assert rank(allowed) == rank(rows) == rank(both) == len(basis), allowed
+    before = outputs_at(model)
+    values = [to_numpy(v) for v in weights]
+    for row in rows.T:
+        scales = C**row
+        for v, value, scale in zip(
+            weights, values, scales[len(inputs) :], strict=False
+        ):
+            v.assign(value * scale)
+        given = scales[: len(inputs)] if inputs else ()
+        for one, after in zip(before, outputs_at(model, *given), strict=True):
+            if outputs:
+                one = one * scales[-1]
+            limit = 1e-6 * max(1.0, np.abs(one).max())
+            np.testing.assert_allclose(after, one, rtol=1e-5, atol=limit)
+        for v, value in zip(weights, values, strict=True):
+            v.assign(value)
 
 
 def check_keeps_scale(model):
-    assert scaling_of(*call_of(model)) == Scaling()
-    scales = [C] * len(model.inputs)
-    for one, scaled in zip(outputs_at(model), outputs_at(model, *scales), strict=True):
-        np.testing.assert_allclose(scaled, C * one, rtol=1e-6, atol=1e-6)
-        assert np.abs(one).max() > 0
+    check_scales(model, (1,) * (len(model.inputs) + 1))
+    assert all(np.abs(y).max() > 0 for y in outputs_at(model))
 
 
 @pytest.mark.parametrize("kind", [k.__name__ for k in homogeneity._KEEPERS])
@@ -116,6 +181,7 @@ UNARY_OPS = {
     "cast": lambda x: ops.cast(x, "float16"),
     "convert_to_tensor": lambda x: ops.convert_to_tensor(x, "float32"),
     "copy": ops.copy,
+    "cumsum": lambda x: ops.cumsum(x, axis=1),
     "diagonal": lambda x: ops.diagonal(x, axis1=1, axis2=2),
     "expand_dims": lambda x: ops.expand_dims(x, -1),
     "flip": lambda x: ops.flip(x, 1),
@@ -135,19 +201,22 @@ UNARY_OPS = {
     "reshape": lambda x: ops.reshape(x, (-1, 36, 4)),
     "roll": lambda x: ops.roll(x, 1, axis=1),
     "rot90": lambda x: ops.rot90(x, axes=(1, 2)),
+    "slice": lambda x: ops.slice(x, (0, 1, 0, 0), (2, 2, 2, 2)),
     "sort": lambda x: ops.sort(x, axis=-1),
     "split": lambda x: ops.split(x, 2, axis=-1),
     "squeeze": lambda x: ops.squeeze(x[:, :1], 1),
+    "std": lambda x: ops.std(x, axis=1),
     "stop_gradient": ops.stop_gradient,
     "sum": lambda x: ops.sum(x, axis=1),
     "swapaxes": lambda x: ops.swapaxes(x, 1, 2),
+    "take": lambda x: ops.take(x, [0, 2], axis=1),
+    "take_along_axis": lambda x: ops.take_along_axis(x, ops.argsort(x, 1), 1),
     "tile": lambda x: ops.tile(x, (1, 2, 1, 1)),
     "trace": lambda x: ops.trace(x, axis1=1, axis2=2),
     "transpose": lambda x: ops.transpose(x, (0, 2, 1, 3)),
+    "tril": ops.tril,
+    "triu": ops.triu,
     "unstack": lambda x: ops.unstack(x, axis=1),
-    "divide": lambda x: ops.divide(x, 4.0),
-    "multiply": lambda x: 3.0 * x,
-    "true_divide": lambda x: x / 4.0,
     "adaptive_average_pool": lambda x: ops.adaptive_average_pool(x, (2, 2)),
     "adaptive_max_pool": lambda x: ops.adaptive_max_pool(x, (2, 2)),
 }
@@ -163,6 +232,44 @@ BINARY_OPS = {
     "subtract": lambda x, y: x - y,
     "fmax": lambda x, y: ops.fmax(x, y),
     "fmin": lambda x, y: ops.fmin(x, y),
+    "where": lambda x, y: ops.where(x > 0, x, y),
+}
+PRODUCTS = {
+    "conv": lambda x, y: ops.conv(x, ops.reshape(y[0], (3, 3, 4, 4))),
+    "depthwise_conv": lambda x, y: ops.depthwise_conv(
+        x, ops.reshape(y[0], (3, 3, 4, 4))
+    ),
+    "dot": lambda x, y: ops.dot(x, y[0, 0, 0]),
+    "einsum": lambda x, y: ops.einsum("bijk,bijl->bkl", x, y),
+    "inner": lambda x, y: ops.inner(x, y[0, 0, :]),
+    "matmul": lambda x, y: ops.matmul(x, ops.swapaxes(y, 2, 3)),
+    "multiply": lambda x, y: x * y,
+    "outer": lambda x, y: ops.outer(x[0, 0, 0], y[0, 0, 0]),
+    "tensordot": lambda x, y: ops.tensordot(x, y[0, 0], axes=[[2], [0]]),
+    "vdot": lambda x, y: ops.vdot(x[0, 0, 0], y[0, 0, 0]),
+}
+COMPARISONS = ("equal", "greater", "greater_equal", "less", "less_equal", "not_equal")
+# How many tensors each takes, and how they may be scaled (see `check_scales`).
+OTHER_OPS = {
+    **{name: (f, 2, (1, 0, 1), (0, 1, 1)) for name, f in PRODUCTS.items()},
+    **{name: (getattr(ops, name), 2, (1, 1)) for name in COMPARISONS},
+    "divide": (ops.divide, 2, (1, 0, 1), (0, 1, -1)),
+    "true_divide": (ops.true_divide, 2, (1, 0, 1), (0, 1, -1)),
+    "square": (ops.square, 1, (1, 2)),
+    "var": (lambda x: ops.var(x, axis=1), 1, (1, 2)),
+    "power": (lambda x: ops.abs(x) ** 1.5, 1, (2, 3)),
+    "sqrt": (lambda x: ops.sqrt(ops.abs(x)), 1, (2, 1)),
+    "rsqrt": (lambda x: ops.rsqrt(ops.abs(x)), 1, (2, -1)),
+    "reciprocal": (ops.reciprocal, 1, (1, -1)),
+    "sign": (ops.sign, 1, (1, 0)),
+    "ones_like": (ops.ones_like, 1, (1, 0)),
+    "zeros_like": (ops.zeros_like, 1, (1, 0)),
+    "dot_product_attention": (
+        ops.dot_product_attention,
+        3,
+        (1, -1, 0, 0),
+        (0, 0, 1, 1),
+    ),
 }
 
 
@@ -180,8 +287,8 @@ def backend_relus():
 
 
 def test_every_function_that_is_listed_is_tested():
-    listed = [name for _, names, _ in homogeneity._OPS for name in names.split()]
-    assert sorted([*UNARY_OPS, *BINARY_OPS]) == sorted(listed)
+    listed = [name for _, names, _ in operations._OPS for name in names.split()]
+    assert sorted([*UNARY_OPS, *BINARY_OPS, *OTHER_OPS]) == sorted(listed)
 
 
 @pytest.mark.parametrize("name", [*UNARY_OPS, *BINARY_OPS])
@@ -193,6 +300,41 @@ def test_functions_that_keep_scale(name):
     else:
         model = applied(BINARY_OPS[name], IMAGE, IMAGE)
     check_keeps_scale(model)
+
+
+@pytest.mark.parametrize("name", OTHER_OPS)
+def test_functions_that_change_scale(name):
+    function, count, *basis = OTHER_OPS[name]
+    check_scales(applied(function, *[IMAGE] * count), *basis)
+
+
+@pytest.mark.parametrize(
+    ("function", "basis"),
+    [
+        (lambda x: 3.0 * x, (1, 1)),
+        (lambda x: x / 4.0, (1, 1)),
+        (lambda x: 1.0 / x, (1, -1)),
+        (lambda x: x * x, (1, 2)),
+        (lambda x: ops.abs(x) ** (1 / 3), (3, 1)),
+        (lambda x: x**0, (1, 0)),
+        (lambda x: x * np.ones(4, "float32"), (1, 1)),
+        (lambda x: ops.matmul(np.ones((6, 6), "float32"), x), (1, 1)),
+        (lambda x: ops.where(x > 0, x, 0), (1, 1)),
+        (lambda x: ops.where(x > 0, 0.0, x), (1, 1)),
+        (lambda x: x > 0, (1,)),
+        (lambda x: layers.Multiply()([x, x]), (1, 2)),
+    ],
+)
+def test_numbers_and_repetitions_among_the_arguments(function, basis):
+    check_scales(applied(function, IMAGE), basis)
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Multiply(), layers.Dot(axes=-1)], ids=["Multiply", "Dot"]
+)
+def test_layers_that_multiply(layer):
+    model = applied(lambda x, y: layer([x, y]), VECTOR, VECTOR)
+    check_scales(model, (1, 0, 1), (0, 1, 1))
 
 
 @pytest.fixture
@@ -214,7 +356,10 @@ def renamed_operations():
 def test_operations_are_known_whatever_their_classes_are_called(
     name, renamed_operations
 ):
-    test_functions_that_keep_scale(name)
+    if name in OTHER_OPS:
+        test_functions_that_change_scale(name)
+    else:
+        test_functions_that_keep_scale(name)
 
 
 def test_an_operation_of_another_class_of_the_same_name_is_not_known():
@@ -225,14 +370,14 @@ def test_an_operation_of_another_class_of_the_same_name_is_not_known():
         def compute_output_spec(self, x):
             return keras.KerasTensor(x.shape, x.dtype)
 
-    assert scaling_of(*call_of(applied(lambda x: Relu()(x), IMAGE))).fixed_outputs
+    assert why_unknown(applied(lambda x: Relu()(x), IMAGE))
 
 
 def test_finding_the_classes_of_operations_is_quick_and_changes_no_names():
     keras.utils.clear_session()
-    homogeneity._kinds_of_ops.cache_clear()
+    operations._kinds.cache_clear()
     start = time.perf_counter()
-    homogeneity._kinds_of_ops()
+    operations._kinds()
     assert time.perf_counter() - start < 0.5
     assert layers.Add().name == "add" and layers.ReLU().name == "re_lu"
 
@@ -242,14 +387,18 @@ def test_finding_the_classes_of_operations_is_quick_and_changes_no_names():
     [
         lambda x: x + 1.0,
         lambda x: 1.0 - x,
-        lambda x: 1.0 / x,
-        lambda x: x * x,
-        lambda x: x / ops.sum(x, keepdims=True),
+        lambda x: 2.0**x,
+        lambda x: x ** np.ones(4, "float32"),
+        lambda x: ops.where(x > 0, x, 1.0),
+        lambda x: ops.where(x, x, x),
+        lambda x: x > 1.0,
+        lambda x: ops.floor(x),
+        lambda x: ops.argmax(x),
+        lambda x: ops.dot_product_attention(x, x, x, bias=x[..., :1, :1, :1]),
+        lambda x: layers.Dot(axes=-1, normalize=True)([x[:, 0, 0], x[:, 0, 0]]),
         lambda x: ops.maximum(x, 0.5),
         lambda x: ops.relu6(x),
         lambda x: ops.softmax(x),
-        lambda x: ops.square(x),
-        lambda x: ops.cast(x, "int32"),
         lambda x: ops.max(x, axis=1, initial=0.5),
         lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]], constant_values=1.0),
         lambda x: ops.concatenate([x, np.ones((1, *IMAGE), "float32")], axis=0),
@@ -263,7 +412,6 @@ def test_finding_the_classes_of_operations_is_quick_and_changes_no_names():
         layers.GaussianNoise(0.1),
         layers.Lambda(lambda x: x),
         layers.ActivityRegularization(0.1),
-        lambda x: layers.Multiply()([x, x]),
         lambda x: layers.Add()([x, np.ones((1, *IMAGE), "float32")]),
     ],
 )
@@ -272,8 +420,13 @@ def test_what_is_not_homogeneous_or_not_known_is_fixed(function):
         model = applied(function, IMAGE)
     except (TypeError, ValueError) as error:
         pytest.skip(f"Keras does not take it: {error}")
-    scaling = scaling_of(*call_of(model))
-    assert scaling.fixed_inputs and scaling.fixed_outputs and not scaling.kernels
+    assert why_unknown(model)
+
+
+def test_what_becomes_an_integer_is_fixed():
+    model = applied(lambda x: ops.cast(x, "int32"), IMAGE)
+    if not why_unknown(model):
+        check_scales(model)
 
 
 def test_zero_is_the_one_constant_that_may_be_added():
@@ -283,60 +436,62 @@ def test_zero_is_the_one_constant_that_may_be_added():
     check_keeps_scale(applied(lambda x: ops.pad(x, padding, constant_values=0), IMAGE))
 
 
+def randomized(model):
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_weights:
+        variable.assign(rng.uniform(0.5, 2.0, variable.shape))
+    return model
+
+
 @pytest.mark.parametrize("kind", [k.__name__ for k in homogeneity._KERNELS])
 def test_kernels_carry_scale(kind):
+    if kind == "Embedding":
+        model = applied(layers.Embedding(30, 3), VECTOR, dtype="int32")
+        check_scales(randomized(model), (1, 1))
+        return
     if kind.startswith("Einsum"):
         layer = layers.EinsumDense("ab,bc->ac", (3,), bias_axes="c", activation="relu")
     else:
         layer = made(kind)
         layer.activation = keras.activations.relu
-    model = applied(layer, shape_for(kind))
-    rng = np.random.default_rng(0)
-    for variable in layer.weights:
-        variable.assign(rng.normal(size=variable.shape))
-    scaling = scaling_of(*call_of(model))
-    assert len(scaling.kernels) == (2 if kind.startswith("Separable") else 1)
-    assert len(scaling.shifts) == 1
-    assert not scaling.fixed_inputs and not scaling.fixed_outputs
-    (one,) = outputs_at(model)
-    for kernel in scaling.kernels:
-        kernel.assign(to_numpy(kernel) * C)
-    for shift in scaling.shifts:
-        shift.assign(to_numpy(shift) * C ** len(scaling.kernels) / 2)
-    (scaled,) = outputs_at(model, 0.5)
-    np.testing.assert_allclose(
-        scaled, one * C ** len(scaling.kernels) / 2, rtol=1e-5, atol=1e-6
-    )
+    model = randomized(applied(layer, shape_for(kind)))
+    if kind.startswith("Separable"):
+        check_scales(model, (1, 0, 0, 1, 1), (0, 1, 0, 1, 1), (0, 0, 1, 1, 1))
+    else:
+        check_scales(model, (1, 0, 1, 1), (0, 1, 1, 1))
 
 
 @pytest.mark.parametrize("kind", [k.__name__ for k in homogeneity.NORMALIZATIONS])
 def test_normalizations_fix_their_input_and_scale_their_output(kind):
     layer = layers.GroupNormalization(2) if "Group" in kind else made(kind)
-    model = applied(layer, VECTOR)
-    scaling = scaling_of(*call_of(model))
-    assert "epsilon" in scaling.fixed_inputs
+    model = randomized(applied(layer, VECTOR))
+    assert "epsilon" in why_restricted(model)
+    assert any(r.normalizes for r in relations_of(*call_of(model)))
     if kind == "UnitNormalization":
-        assert not scaling.kernels and "gamma" in scaling.fixed_outputs
-        return
-    assert not scaling.fixed_outputs
-    for variable in layer.weights:
-        variable.assign(np.random.default_rng(0).uniform(1, 2, variable.shape))
-    (one,) = outputs_at(model)
-    for variable in (*scaling.kernels, *scaling.shifts):
-        variable.assign(to_numpy(variable) * C)
-    np.testing.assert_allclose(outputs_at(model)[0], one * C, rtol=1e-5)
+        check_scales(model)
+        assert "gamma" in why_restricted(model)
+    elif kind == "RMSNormalization":
+        check_scales(model, (0, 1, 1))
+    else:
+        check_scales(model, (0, 1, 1, 1))
 
 
 def test_a_normalization_without_gamma_lets_no_scale_pass():
     model = applied(layers.BatchNormalization(scale=False), VECTOR)
-    assert "gamma" in scaling_of(*call_of(model)).fixed_outputs
+    assert "gamma" in why_restricted(model)
+    check_scales(model)
+
+
+def test_an_activation_that_is_not_homogeneous_fixes_the_output_alone():
+    model = randomized(applied(layers.Dense(3, "gelu"), VECTOR))
+    assert why_restricted(model).endswith("gelu is not homogeneous")
+    # What comes in may be scaled: the kernel makes up for it.
+    check_scales(model, (1, -1, 0, 0))
 
 
 def test_the_limit_of_a_relu_is_named():
     model = applied(layers.ReLU(max_value=6.0, name="r"), VECTOR)
-    assert scaling_of(*call_of(model)).fixed_outputs == (
-        "ReLU(max_value=6) is not homogeneous"
-    )
+    assert why_unknown(model) == "ReLU(max_value=6) is not homogeneous"
 
 
 class MyDense(layers.Dense):
@@ -344,23 +499,48 @@ class MyDense(layers.Dense):
         return keras.ops.tanh(super().call(x))
 
 
+def test_a_subclass_of_a_known_layer_is_not_known():
+    assert "MyDense is not known" in why_unknown(applied(MyDense(3), VECTOR))
+
+
 @pytest.mark.parametrize(
-    ("layer", "reason"),
+    ("layer", "name", "reason"),
     [
-        (MyDense(3), "MyDense is not known"),
-        (layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(1)), "MaxNorm"),
-        (layers.Dense(3, bias_constraint=keras.constraints.UnitNorm()), "UnitNorm"),
-        (layers.Embedding(5, 3), "Embedding is not known"),
-        (layers.BatchNormalization(beta_constraint="max_norm"), "epsilon"),
+        (
+            layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(1)),
+            "kernel",
+            "its kernel has a constraint, MaxNorm",
+        ),
+        (
+            layers.Dense(3, bias_constraint=keras.constraints.UnitNorm()),
+            "bias",
+            "its bias has a constraint, UnitNorm",
+        ),
+        (
+            layers.BatchNormalization(beta_constraint="max_norm"),
+            "beta",
+            "its beta has a constraint, MaxNorm",
+        ),
         (
             layers.BatchNormalization(gamma_constraint=keras.constraints.MaxNorm(1)),
-            "epsilon",
+            "gamma",
+            "its gamma has a constraint, MaxNorm",
         ),
     ],
 )
-def test_layers_that_can_not_be_scaled(layer, reason):
-    scaling = scaling_of(*call_of(applied(layer, VECTOR)))
-    assert reason in scaling.fixed_inputs and scaling.fixed_outputs
+def test_weights_that_can_not_be_scaled(layer, name, reason):
+    stack = [layers.Dense(4, "relu"), layer, layers.Dense(4, "relu"), layers.Dense(2)]
+    model = randomized(applied(keras.Sequential(stack), VECTOR))
+    (weight,) = [v for v in layer.weights if v.name == name]
+    assert why_fixed(weight) == reason
+    groups = scale_groups(model)
+    pins = [f"{x}: {why}" for group in groups.pinned for x, why in group.pins]
+    pins += [status.by for status in groups.statuses.values()]
+    assert f"{layer.name}: {reason}" in pins
+    before, value = outputs_at(model)[0], to_numpy(weight)
+    assert any(row.factor != 1.0 for row in balance_scales(model))
+    np.testing.assert_array_equal(to_numpy(weight), value)
+    np.testing.assert_allclose(outputs_at(model)[0], before, rtol=1e-5)
 
 
 def test_a_sign_constraint_and_a_parametric_activation_do_no_harm():
@@ -369,21 +549,20 @@ def test_a_sign_constraint_and_a_parametric_activation_do_no_harm():
     )
     model = applied(dense, VECTOR)
     outputs_at(model)  # which builds the activation
-    scaling = scaling_of(*call_of(model))
     assert [v.name for v in dense.weights] == ["kernel", "bias", "alpha"]
-    assert [v.name for v in scaling.kernels] == ["kernel"]
-    assert [v.name for v in scaling.shifts] == ["bias"]
+    assert not why_fixed(dense.kernel)
+    check_scales(randomized(model), (1, 0, 1, 1), (0, 1, 1, 1))
 
 
 def test_lora_and_quantization_add_weights_that_are_not_known():
     dense = layers.Dense(8)
     model = applied(dense, (8,))
     dense.enable_lora(2)
-    assert "lora" in scaling_of(*call_of(model)).fixed_outputs
+    assert "lora" in why_unknown(model)
     dense = layers.Dense(8)
     model = applied(dense, (8,))
     dense.quantize("int8")
-    assert scaling_of(*call_of(model)).fixed_outputs
+    assert why_unknown(model)
 
 
 @pytest.mark.parametrize(
@@ -395,14 +574,24 @@ def test_lora_and_quantization_add_weights_that_are_not_known():
     ],
 )
 def test_integers_can_not_be_scaled(layer):
-    assert "int32" in scaling_of(*call_of(applied(layer, VECTOR))).fixed_outputs
+    assert "int32" in why_unknown(applied(layer, VECTOR))
+
+
+def test_an_embedding_of_floats_can_not_be_scaled():
+    """It rounds them to integers."""
+    model = applied(layers.Embedding(30, 3), VECTOR)
+    if not why_unknown(model):
+        check_scales(randomized(model), (0, 1, 1))
 
 
 def test_frozen_weights_are_not_scaled():
     dense = layers.Dense(3)
     model = applied(dense, VECTOR)
+    assert not why_fixed(dense.kernel)
     dense.trainable = False
-    assert scaling_of(*call_of(model)).fixed_outputs == "its kernel is frozen"
+    assert why_fixed(dense.kernel) == "its kernel is frozen"
+    # That is all that it fixes: what comes in may be scaled, and so is what goes out.
+    check_scales(randomized(model), (1, 0, 1, 1), (0, 1, 1, 1))
 
 
 def test_only_the_true_functions_are_homogeneous():
@@ -420,7 +609,7 @@ def test_a_call_with_more_tensors_than_one_is_fixed():
     model = applied(
         lambda x, m: layers.BatchNormalization()(x, mask=m[..., 0]), SERIES, SERIES
     )
-    assert "2 tensors" in scaling_of(*call_of(model)).fixed_outputs
+    assert "2 tensors" in why_unknown(model)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +625,8 @@ def test_relus_of_backends_and_of_tensors(function):
     if function in backend_relus():
         check_keeps_scale(applied(layers.Activation(function), IMAGE))
         dense = layers.Dense(3, activation=function)
-        assert not scaling_of(*call_of(applied(dense, VECTOR))).fixed_outputs
+        model = randomized(applied(dense, VECTOR))
+        check_scales(model, (1, 0, 1, 1), (0, 1, 1, 1))
     else:
         check_keeps_scale(applied(function, IMAGE))
 
@@ -455,19 +645,19 @@ def test_relus_of_backends_and_of_tensors(function):
     ],
 )
 def test_other_functions_of_backends_and_of_tensors_are_fixed(function):
-    assert scaling_of(*call_of(applied(function, IMAGE))).fixed_outputs
+    assert why_unknown(applied(function, IMAGE))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"scale": False}, {"center": False}])
 def test_a_frozen_batch_normalization_normalizes_nothing(arguments):
     layer = layers.BatchNormalization(trainable=False, **arguments)
-    scaling = scaling_of(*call_of(applied(layer, VECTOR)))
-    assert "it is frozen" in scaling.fixed_inputs and scaling.fixed_outputs
+    model = applied(layer, VECTOR)
+    assert "it is frozen" in why_unknown(model)
     layer.trainable = True
-    assert "epsilon" in scaling_of(*call_of(applied(layer, VECTOR))).fixed_inputs
+    assert "epsilon" in why_restricted(applied(layer, VECTOR))
     # Other normalizations do what they do.
     layer = layers.LayerNormalization(trainable=False)
-    assert "epsilon" in scaling_of(*call_of(applied(layer, VECTOR))).fixed_inputs
+    assert "epsilon" in why_restricted(applied(layer, VECTOR))
 
 
 def test_no_other_backend_is_imported():

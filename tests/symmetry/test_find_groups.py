@@ -1,9 +1,13 @@
 import keras
 import networks
+import numpy as np
 import pytest
+from helpers import outputs_of, to_numpy
 from keras import layers
 
-from keras_weissi import scale_groups
+from keras_weissi import balance_scales, scale_groups, shift_scales
+
+X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 
 
 def dense(name, activation="relu", **kwargs):
@@ -207,31 +211,79 @@ class Custom(layers.Layer):
         return x + self.layer(x)
 
 
-def test_a_custom_layer_pins_and_so_do_the_layers_it_holds():
-    held = dense("held")
+def test_a_custom_layer_is_seen_through():
     model = keras.Sequential(
-        [keras.Input((4,)), dense("a"), Custom(held, name="mine"), dense("b", None)]
+        [keras.Input((4,)), dense("a"), Custom(dense("held"), name="mine")]
     )
-    assert free(model) == {}
-    assert ("mine", "Custom is not known to be homogeneous") in reasons(model)
+    model.add(dense("b", None))
+    assert free(model) == {
+        ("a", "mine", "mine/held"): (["a", "mine/held"], ["b", "mine/held"])
+    }
+    networks.check_symmetry(model, X)
+
+
+def test_what_a_custom_layer_does_to_a_layer_counts_for_its_other_calls():
+    held = dense("held")
     x = inputs = keras.Input((4,))
     x = held(dense("a")(x))
     x = dense("c", None)(dense("b")(x))
-    y = Custom(held, name="mine")(inputs)
-    model = keras.Model(inputs, [x, y])
-    assert ("held", "it shares a weight with mine") in reasons(model)
+    model = keras.Model(inputs, [x, Custom(held, name="mine")(inputs)])
+    # Added to the input of the model, its output is fixed; so is what it takes from a.
     assert list(free(model)) == [("b",)]
+    networks.check_symmetry(model, X)
 
 
-def test_a_weight_that_two_layers_share_is_not_scaled():
+def test_an_opaque_layer_pins_and_so_do_the_layers_it_holds():
+    held = dense("held")
+    mine = networks.Opaque(held, name="mine")
+    model = keras.Sequential([keras.Input((4,)), dense("a"), mine, dense("b", None)])
+    assert free(model) == {}
+    assert any(
+        name == "mine" and why.startswith("Opaque is not known to be homogeneous")
+        for name, why in reasons(model)
+    )
+    statuses = scale_groups(model).statuses
+    assert statuses["mine/held"].kind == "hidden" and "mine" in statuses["mine/held"].by
+    x = inputs = keras.Input((4,))
+    x = held(dense("a")(x))
+    x = dense("c", None)(dense("b")(x))
+    y = networks.Opaque(held, name="mine")(inputs)
+    model = keras.Model(inputs, [x, y])
+    statuses = scale_groups(model).statuses
+    assert "Opaque is not known" in statuses["held"].by
+    assert list(free(model)) == [("b",)]
+    report = networks.check_symmetry(model, X)
+    assert {row.name: row.factor == 1.0 for row in report} == {
+        "a": True,
+        "held": True,
+        "b": False,
+        "c": False,
+    }
+
+
+def test_a_weight_that_two_layers_share_is_scaled_alike():
     a, b = dense("a"), dense("b")
     x = inputs = keras.Input((4,))
     model = keras.Model(inputs, dense("c", None)(b(a(x))))
-    assert len(free(model)) == 2
+    assert scale_groups(model).dimension == 2
     b._tracker.unlock()  # Keras has no public way to tie weights
     b._trainable_variables[0] = b._kernel = a.kernel
-    assert free(model) == {}
-    assert ("b", "it shares a weight with a") in reasons(model)
+    groups = scale_groups(model)
+    assert groups.dimension == 1
+    assert [relation.layer for relation in groups.relations] == ["b"]
+    # What a returns is multiplied by s, and what b returns by its square.
+    assert [group.layers for group in groups.free] == [("a",), ("b",)]
+    np.testing.assert_allclose(groups.directions[[2]] / groups.directions[[1]], 2)
+    networks.check_symmetry(model, X)
+    weights = [to_numpy(v) for v in model.weights]
+    for factors in ({"a": 2.0, "c": 0.5}, {"c": 0.25}):
+        with pytest.raises(ValueError, match="argument `factors`"):
+            shift_scales(model, factors)
+    for v, value in zip(model.weights, weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(v), value)
+    shift_scales(model, {"a": 2.0, "c": 0.25})
+    np.testing.assert_array_equal(to_numpy(a.kernel), 2 * weights[0])
+    np.testing.assert_array_equal(to_numpy(b.bias), 4 * weights[2])
 
 
 class Operation(keras.Operation):
@@ -247,12 +299,13 @@ class Operation(keras.Operation):
 
 
 class InABox(layers.Layer):
-    def __init__(self, layer):
+    def __init__(self, layer, before=lambda x: x):
         super().__init__()
         self.box = lambda: layer
+        self.before = before
 
     def call(self, x):
-        return keras.ops.matmul(x, self.box().kernel)
+        return keras.ops.matmul(self.before(x), self.box().kernel)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +315,11 @@ class InABox(layers.Layer):
         lambda x, a: keras.ops.einsum("bj,ij->bi", x, a.kernel),
         lambda x, a: x * a.bias,
         lambda x, a: x + a.bias,
-        lambda x, a: layers.Lambda(lambda y: y @ a.kernel, output_shape=(4,))(x),
+        lambda x, a: layers.Lambda(
+            lambda y: networks.opaque(y) @ a.kernel, output_shape=(4,)
+        )(x),
         lambda x, a: Operation(a)(x),
-        lambda x, a: InABox(a)(x),
+        lambda x, a: InABox(a, networks.opaque)(x),
     ],
     ids=["matmul", "einsum", "times", "plus", "lambda", "operation", "box"],
 )
@@ -276,6 +331,33 @@ def test_a_weight_that_something_else_uses_is_not_scaled(use):
     # Neither what a returns, which b takes; nor what is computed with its weights.
     assert ("b",) in free(model) and ("a",) not in free(model)
     assert any(name == "a" and "shares a weight" in why for name, why in reasons(model))
+    values, before = [to_numpy(v) for v in a.weights], outputs_of(model, X)
+    balance_scales(model)
+    for v, value in zip(a.weights, values, strict=True):
+        np.testing.assert_array_equal(to_numpy(v), value)
+    np.testing.assert_allclose(outputs_of(model, X), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, a: layers.Lambda(lambda y: y @ a.kernel, output_shape=(4,))(x),
+        lambda x, a: InABox(a)(x),
+    ],
+    ids=["lambda", "box"],
+)
+def test_a_weight_that_is_seen_to_be_used_again_is_scaled_alike(use):
+    a = dense("a")
+    x = inputs = keras.Input((4,))
+    x = use(dense("c")(dense("b")(a(x))), a)
+    model = keras.Model(inputs, dense("d", None)(x))
+    groups = scale_groups(model)
+    assert len(groups.free) == 4 and groups.dimension == 3
+    assert len(groups.relations) == 1
+    networks.check_symmetry(model, X)
+    with pytest.raises(ValueError, match="argument `factors`"):
+        shift_scales(model, {"a": 2.0, "b": 0.5})  # as what uses it again doubles
+    shift_scales(model, {"a": 2.0, "b": 0.5, "d": 0.5})
 
 
 def test_what_goes_into_the_loss_by_itself_is_pinned():
@@ -301,8 +383,11 @@ def test_integers_between_models_are_pinned():
     y = layers.Dense(4, name="i")(keras.ops.cast(inner_input, "float32"))
     inner = keras.Model(inner_input, y, name="inner")
     model = keras.Sequential([keras.Input((4,)), dense("a"), inner, dense("b", None)])
-    assert free(model) == {}
+    # What leaves the model inside is a number again.
+    assert free(model) == {("inner/i",): (["inner/i"], ["b"])}
     assert ("inner", "it takes integers") in reasons(model)
+    report = networks.check_symmetry(model, X)
+    assert [row.factor == 1.0 for row in report] == [True, False, False]
 
 
 def test_frozen_layers_are_pinned():
@@ -326,6 +411,10 @@ def test_a_function_that_is_no_layer_is_pinned():
 def test_a_functional_model_with_a_call_of_its_own_is_not_guessed_at():
     class Odd(keras.Model):
         def call(self, x):
+            return super().call(networks.opaque(x)) + 1.0
+
+    class Shown(keras.Model):
+        def call(self, x):
             return super().call(x) + 1.0
 
     class Plain(keras.Model):
@@ -342,6 +431,14 @@ def test_a_functional_model_with_a_call_of_its_own_is_not_guessed_at():
     outer = keras.Sequential([keras.Input((4,)), dense("o"), made(Odd)])
     outer.add(dense("p", None))
     assert free(outer) == {}
+    # Where it can be traced, nothing has to be guessed: its output alone is fixed.
+    outer = keras.Sequential([keras.Input((4,)), dense("o"), made(Shown)])
+    outer.add(dense("p", None))
+    assert [into + out for into, out in free(outer).values()] == [
+        ["o", f"{outer.layers[1].name}/a"],
+        [f"{outer.layers[1].name}/{name}" for name in "ab"],
+    ]
+    networks.check_symmetry(outer, X)
 
 
 def test_a_branch_that_is_not_used_is_pinned():
@@ -356,11 +453,30 @@ def test_a_branch_that_is_not_used_is_pinned():
     assert ("the model", "the output is not used") in reasons(model)
 
 
-def test_models_that_keras_can_not_show_are_refused():
-    subclassed = networks.Subclassed()
-    subclassed(keras.ops.ones((1, 4)))
-    with pytest.raises(ValueError, match="Expected a Sequential or Functional model"):
-        scale_groups(subclassed)
+def test_a_subclassed_model_is_seen_through():
+    class Chain(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = dense("first"), dense("last", None)
+
+        def call(self, x):
+            for _ in range(2):
+                x = keras.ops.relu(x)
+            return self.last(self.first(x))
+
+    model = Chain()
+    model(X)
+    assert [group.layers for group in scale_groups(model).free] == [("first",)]
+    networks.check_symmetry(model, X)
+
+
+def test_models_that_can_not_be_seen_through_are_refused():
+    opaque = networks.OpaqueModel()
+    with pytest.raises(ValueError, match="Expected a .*model.*: its `call` cannot"):
+        scale_groups(opaque)  # not called yet
+    opaque(X)
+    with pytest.raises(ValueError, match="Expected a model that can be seen through"):
+        scale_groups(opaque)
     with pytest.raises(ValueError, match="Expected a built model: start it with a ke"):
         scale_groups(keras.Sequential([dense("a")]))
     with pytest.raises(ValueError, match="Expected a keras.Model. Received: .*3"):
