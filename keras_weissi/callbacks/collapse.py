@@ -41,10 +41,10 @@ def last_kernel(model):
     found = output_layer(model) if expected else None
     if found is None:
         return None
-    layer, activations = found
+    layer, activations, classes = found
     nonlinear = [a for a in activations if a is not keras.activations.linear]
     kernel = getattr(layer, "kernel", None)
-    classes = 2 if expected is keras.activations.sigmoid else model.output_shape[-1]
+    classes = 2 if expected is keras.activations.sigmoid else classes
     is_expected = nonlinear == ([] if from_logits else [expected])
     if not (is_expected and isinstance(kernel, keras.Variable)):
         return None

@@ -12,7 +12,7 @@ from keras_weissi.model.homogeneity import (
     is_of_keras,
     replaced_method,
 )
-from keras_weissi.model.operations import is_sum
+from keras_weissi.model.operations import activation_of_op, is_sum
 from keras_weissi.model.trace import can_be_traced, trace_call, trace_model
 from keras_weissi.model.walk import layers_of
 
@@ -262,14 +262,16 @@ def output_layer(model):
         model: A built `keras.Model`.
 
     Returns:
-        Pair of the layer and of a list of the activations after it, in any order; or
-        `None` if Keras does not show it, the model has several outputs, or the layer
-        is called more than once.
+        Triple of the layer, of a list of the activations after it, in any order, and of
+        the number of classes; or `None` if it cannot be seen, the model has several
+        outputs, or the layer is called more than once.
     """
-    function = inner_function(model)
+    graph = Graph(model)
+    function = graph.root
     if function is None or len(function.outputs) != 1:
         return None
     tensor, activations = function.outputs[0], []
+    classes = tensor.shape[-1]
     while True:
         nodes = nodes_of(function)
         made = [(n, i) for n in nodes for i in _positions(n, tensor)]
@@ -279,7 +281,7 @@ def output_layer(model):
         layer = node.operation
         if sum(other.operation is layer for other in nodes) > 1:
             return None
-        inner = inner_function(layer)
+        inner = graph.inner(node)
         if inner is not None:
             function, tensor = inner, inner.outputs[position]
         elif type(layer) is keras.layers.Activation:
@@ -288,9 +290,12 @@ def output_layer(model):
         elif type(layer) is keras.layers.Softmax and layer.axis == -1:
             activations.append(keras.activations.softmax)
             tensor = node.input_tensors[0]
+        elif activation := activation_of_op(layer):
+            activations.append(activation)
+            tensor = node.input_tensors[0]
         else:
             layer = unwrapped(layer)
-            return layer, [*activations, getattr(layer, "activation", None)]
+            return layer, [*activations, getattr(layer, "activation", None)], classes
 
 
 def _positions(node, tensor):

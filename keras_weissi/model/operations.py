@@ -19,6 +19,7 @@ from keras_weissi.model.scaling import Relation
 # - product: the output is linear in each tensor;
 # - square, root, inverse root, inverse, power, ratio: as their names say;
 # - sign: the output does not depend on the scale;
+# - fixed, softmax, sigmoid: no multiple of what comes in gives a multiple;
 # - attention: what multiplies the queries and the keys must cancel.
 _OPS = (
     (
@@ -53,6 +54,10 @@ _OPS = (
     ("inverse", "reciprocal", lambda f, x: f(x)),
     ("power", "power", lambda f, x: f(x, 2)),
     ("ratio", "divide true_divide", lambda f, x: f(x, 1)),
+    ("fixed", "elu exp gelu log relu6 selu silu", lambda f, x: f(x)),
+    ("fixed", "softplus tanh", lambda f, x: f(x)),
+    ("softmax", "softmax", lambda f, x: f(x)),
+    ("sigmoid", "sigmoid", lambda f, x: f(x)),
     ("sign", "ones_like sign zeros_like", lambda f, x: f(x)),
     ("attention", "dot_product_attention", lambda f, x: f(x, x, x)),
 )
@@ -81,6 +86,17 @@ def _kinds():
 def is_relu(operation):
     """Whether it is the operation that `keras.activations.relu` records."""
     return _kinds().get(type(operation)) == "relu"
+
+
+def activation_of_op(operation):
+    """Returns `softmax` or `sigmoid` of `keras.activations`, or `None` for another."""
+    kind = _kinds().get(type(operation))
+    if kind == "softmax" and operation.axis != -1:
+        return None
+    return {
+        "softmax": keras.activations.softmax,
+        "sigmoid": keras.activations.sigmoid,
+    }.get(kind)
 
 
 def is_sum(operation):
@@ -129,6 +145,9 @@ def relations_of_op(operation, node, is_homogeneous):
         return [_ratio(outputs[0], above, below)]
     elif kind == "sum":
         reason = "something is added that has no scale"
+        return [Relation.fixed(*scaled, *outputs, reason=reason)]
+    elif kind in ("fixed", "softmax", "sigmoid"):
+        reason = f"{type(operation).__name__.lower()} is not homogeneous"
         return [Relation.fixed(*scaled, *outputs, reason=reason)]
     elif kind == "sign":
         return [Relation.fixed(*outputs, reason="it does not depend on the scale")]

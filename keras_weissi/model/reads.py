@@ -74,8 +74,7 @@ def reads_of(layer, node, weights):
     arguments = (node.arguments.args, node.arguments.kwargs)
     variables, code = _foreign((operation, arguments), skipped)
     # On PyTorch, an argument such as `transpose(layer.kernel)` is a view of a weight.
-    storages = {storage_of(x) for x in keras.tree.flatten(arguments) if _is_tensor(x)}
-    variables += _stored_in(storages, weights)
+    variables += stored_in(storages_among(arguments), weights)
     error = ""
     if code:
         read, error = _run(operation, *arguments, weights)
@@ -88,7 +87,13 @@ def _is_tensor(x):
     return keras.ops.is_tensor(x) and not is_symbolic
 
 
-def _stored_in(storages, weights):
+def storages_among(structure):
+    """Returns the storages of the tensors in a structure that are not symbolic."""
+    return {storage_of(x) for x in keras.tree.flatten(structure) if _is_tensor(x)}
+
+
+def stored_in(storages, weights):
+    """Lists the weights that the backend keeps in some storages."""
     if not storages:
         return []
     return [v for v in weights if storage_of(v.value) in storages]
@@ -163,7 +168,7 @@ class Outermost(keras.Layer):
 
     def call(self, function=None, training=None):
         """Calls the function."""
-        function()
+        return function()
 
 
 def _run(function, args, kwargs, weights):
@@ -186,7 +191,7 @@ def _run(function, args, kwargs, weights):
                     storages = _run_once(
                         function, args, kwargs, training, size, integer, is_traced, read
                     )
-                read.update((id(v), v) for v in _stored_in(storages, weights))
+                read.update((id(v), v) for v in stored_in(storages, weights))
         except Exception as e:
             if not is_traced:  # what fails without values may do with them
                 errors.append(described(e))

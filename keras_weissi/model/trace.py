@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_weissi._utils.backend import storages_run
 from keras_weissi._utils.keras_private import mask_of, set_mask
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.reads import (
@@ -45,6 +46,7 @@ class Trace(NamedTuple):
         weights: dict from the ids of other inputs to the `keras.Variable`s that they
             stand for.
         read: list of `keras.Variable`, whose values are used in another way.
+        storages: set of what else is used that the backend knows, see `storage_of`.
         inside: dict from the ids of tensors to the `Trace` of the call that returns
             them, for custom layers inside.
     """
@@ -55,6 +57,7 @@ class Trace(NamedTuple):
     sources: list[keras.KerasTensor]
     weights: dict[int, keras.Variable]
     read: list[keras.Variable]
+    storages: set[int]
     inside: dict[int, "Trace"]
 
 
@@ -198,14 +201,15 @@ class _Recorder:
         vars(layer)["add_loss"] = _refuse_loss
         outputs: Any = None
 
-        def call(training):
+        def call(_):
             nonlocal outputs
-            outputs = layer.call(*args, **in_mode(layer, kwargs, training))
+            for training in (True, False):
+                named = in_mode(layer, kwargs, training)
+                run = functools.partial(layer.call, *args, **named)
+                outputs = Outermost()(function=run, training=training)
 
         with ReadingScope(read):
-            for training in (True, False):
-                run = functools.partial(call, training)
-                Outermost()(function=run, training=training)
+            storages = storages_run(call, [])
             entries = [clones[id(x)] for x in sources]
             inputs = [*clones.values(), *(symbol for symbol, _ in weights)]
             tensors = [
@@ -222,6 +226,7 @@ class _Recorder:
             entries,
             variables,
             list(read.values()),
+            storages,
             self.inside,
         )
         return trace, outputs

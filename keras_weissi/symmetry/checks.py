@@ -8,7 +8,7 @@ import numpy as np
 from keras_weissi._utils.keras_private import nodes_of
 from keras_weissi._utils.validation import check_model
 from keras_weissi.model.operations import is_float
-from keras_weissi.model.reads import described, symbols_in
+from keras_weissi.model.reads import described, in_mode, symbols_in
 from keras_weissi.symmetry.find_groups import seen_as_shown
 from keras_weissi.symmetry.verify import (
     SIZES,
@@ -87,19 +87,17 @@ def _tried(model, function, trace, tensors, weights, powers, trial, training):
     """Evaluates tensors before and after the shift."""
     symbols = symbols_in(function.inputs)
     stand_ins = {} if trace is None else trace.weights
-    everything = keras.Function(function.inputs, tensors)
     error = ""
     for size in SIZES:
         values = random_values(function.inputs, size, trial.rng)
         results = []
         try:
             for pairs, shift in zip(weights, ({}, powers), strict=True):
-                given = scaled_by(values, symbols, shift)
-                known = {id(variable): value for variable, value in pairs}
+                known = scaled_by(values, symbols, shift)
+                given = {id(variable): value for variable, value in pairs}
                 for key, variable in stand_ins.items():
-                    given[key] = known.get(id(variable), variable.value)
-                inputs = [given[id(x)] for x in function.inputs]
-                call = functools.partial(everything, inputs)
+                    known[key] = given.get(id(variable), variable.value)
+                call = functools.partial(_evaluate, function, known, tensors, training)
                 results.append(run(call, model, pairs, training))
         except Exception as e:
             error = error or described(e)
@@ -108,3 +106,17 @@ def _tried(model, function, trace, tensors, weights, powers, trial, training):
     raise ValueError(
         f"Expected {function.name!r} to run on random inputs. Received: {error}"
     )
+
+
+def _evaluate(function, known, tensors, training):
+    """Makes the calls in a function again, and returns the values of its tensors."""
+    for node in nodes_of(function):
+        if not node.input_tensors:
+            continue  # an input, or a weight in its place
+        args, kwargs = keras.tree.map_structure(
+            lambda x: known.get(id(x), x), (node.arguments.args, node.arguments.kwargs)
+        )
+        named = in_mode(node.operation, kwargs, training)
+        outputs = keras.tree.flatten(node.operation(*args, **named))
+        known.update(zip(map(id, node.output_tensors), outputs, strict=False))
+    return [known[id(x)] for x in tensors]

@@ -11,7 +11,7 @@ from keras_weissi._utils.validation import check_model
 from keras_weissi.model.graph import Graph, inner_function, unwrapped
 from keras_weissi.model.homogeneity import relations_of, why_fixed
 from keras_weissi.model.kernels import named_weights
-from keras_weissi.model.reads import reads_of
+from keras_weissi.model.reads import reads_of, storages_among, stored_in
 from keras_weissi.model.scaling import is_declared
 from keras_weissi.model.walk import layers_of, own_variables
 from keras_weissi.symmetry.groups import ScaleGroups
@@ -135,7 +135,6 @@ class _Collected:
         self.entered = {id(graph.root)}
         self.readers = []  # what may run code of the user: layers, calls, functions
         self.prefixes = collections.defaultdict(str)
-        self.mentioned = collections.defaultdict(set)  # weights, by function
         self.layers = layers_of(model)
         self.everything = list(model.weights)
 
@@ -163,8 +162,9 @@ class _Collected:
             self._enter(function, node, inner, inputs, outputs)
         elif not is_input:
             self._add_relations(function, node, layer, inputs, outputs)
-        if not is_input and id(function) not in graph.traces:
-            self.readers.append((layer, node, inner))
+        # What a trace uses by itself is known from tracing it.
+        if inner is None and not is_input and is_shown:
+            self.readers.append((layer, node))
 
     def _enter(self, function, node, inner, inputs, outputs):
         """Ties the tensors around a function to those inside."""
@@ -225,13 +225,19 @@ class _Collected:
             trace = self.graph.traces.get(id(function))
             if trace is not None:
                 name = self.prefixes[id(function)].rstrip("/") or self.model.name
-                self._pin_weights(trace.read, f"it shares a weight with {name}")
-        for layer, node, inner in self.readers:
-            known = set() if inner is None else self._mentioned_in(inner)
+                calls = [
+                    (n.arguments.args, n.arguments.kwargs) for n in nodes_of(function)
+                ]
+                storages = trace.storages | storages_among(calls)
+                read = [*trace.read, *stored_in(storages, self.everything)]
+                self._pin_weights(read, f"it shares a weight with {name}")
+        for layer, node in self.readers:
+            arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            known = {id(x) for x in arguments}
             for reads in reads_of(layer, node, self.everything):
                 reason = f"it shares a weight with {reads.reader}"
                 variables = reads.variables
-                if reads.error and inner is None:
+                if reads.error:
                     reason = f"{reads.reader} may use it: it cannot be run "
                     reason += f"({reads.error})"
                     variables = [*variables, *self.everything]
@@ -284,15 +290,6 @@ class _Collected:
             number = self.system.number_of(None, variable)
             self.system.pin([number], name, reason, kind)
 
-    def _mentioned_in(self, function):
-        """Collects the ids of the weights in the equations of a function and inside."""
-        found = set(self.mentioned[id(function)])
-        for node in nodes_of(function):
-            inner = self.graph.inner(node)
-            if inner is not None:
-                found |= self._mentioned_in(inner)
-        return found
-
     def _numbers(self, function, things):
         """Returns the numbers of those that have a scale."""
         kinds = (keras.KerasTensor, keras.Variable)
@@ -303,8 +300,6 @@ class _Collected:
         trace = self.graph.traces.get(id(function))
         if trace is not None:
             thing = trace.weights.get(id(thing), thing)
-        if isinstance(thing, keras.Variable):
-            self.mentioned[id(function)].add(id(thing))
         return self.system.number_of(function, thing)
 
 

@@ -8,7 +8,6 @@ and the kernels are the edges between the groups.
 import dataclasses
 import types
 from fractions import Fraction
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -84,7 +83,8 @@ class ScaleRelation:
         )
 
 
-class ScaleStatus(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ScaleStatus:
     """Whether scale can be shifted to or from a kernel.
 
     Attributes:

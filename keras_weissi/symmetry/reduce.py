@@ -57,7 +57,7 @@ class Reduction:
         equations = [e for e in system.equations if not e.is_tie]
         self.edges, self.replaced = self._kernel_edges(equations, members)
         self.equations = [
-            equation._replace(powers=substituted(equation.powers, self.replaced))
+            equation.with_powers(substituted(equation.powers, self.replaced))
             for equation in equations
         ]
         self.values = {}
@@ -125,7 +125,7 @@ class Reduction:
                     else:
                         powers[root] += power
                 left = {x: power for x, power in powers.items() if power}
-                equation = equation._replace(powers=left)
+                equation = equation.with_powers(left)
                 if len(left) == 1:
                     reason = equation.reason or self._because(fixed)
                     self._pin(next(iter(left)), equation.layer, reason)
@@ -134,8 +134,8 @@ class Reduction:
                     self._join(*left)
                     changed = True
                 if len(left) > 1 and not equation.is_tie:
-                    rest.append(equation._replace(powers={**equation.powers}))
-            self.equations = [e for e in rest]
+                    rest.append(equation)
+            self.equations = rest
         self.values = solve([equation.powers for equation in self.equations])
         self._merge_equal()
 
@@ -157,9 +157,10 @@ class Reduction:
 
     def _because(self, fixed):
         """Tells why the last unknown of an equation is fixed, given the others."""
-        for x, root in fixed:
-            if x in self.system.weights:
-                return next(iter(self.pins[root]))[1]
+        weights = [root for x, root in fixed if x in self.system.weights]
+        known = weights or [root for _, root in fixed]
+        if weights or len(known) == 1:
+            return next(iter(self.pins[known[0]]))[1]
         return _BY_OTHERS
 
     def _pin(self, root, layer, reason):
@@ -222,8 +223,9 @@ class Reduction:
             members[self.find(x)].append(x)
         is_edge = {edge.weight for edge in edges}
         for root, all_of in members.items():
-            is_seen = any(x not in weights and x != CONSTANT for x in all_of)
-            if is_seen:
+            # What is pinned inside a custom layer, between no kernels, says nothing.
+            is_shown = any(self.system.labels[x] for x in all_of)
+            if is_shown or (root not in self.pins and not set(all_of) <= set(weights)):
                 numbers.setdefault(root, len(numbers))
         groups, roots = [], list(numbers)
         for root in roots:

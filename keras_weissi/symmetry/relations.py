@@ -21,7 +21,8 @@ class Pin(NamedTuple):
     kind: str = "pinned"  # or "normalized", or "hidden"
 
 
-class Equation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Equation:
     """Powers of unknowns whose product is 1, and the layer that asks for it."""
 
     powers: dict[int, Fraction]
@@ -32,6 +33,10 @@ class Equation(NamedTuple):
     def is_tie(self) -> bool:
         """Whether it says that two unknowns are equal."""
         return len(self.powers) == 2 and sorted(self.powers.values()) == [-1, 1]
+
+    def with_powers(self, powers):
+        """Returns one that has other powers."""
+        return dataclasses.replace(self, powers=powers)
 
 
 @dataclasses.dataclass
@@ -48,16 +53,17 @@ class System:
         numbers: dict from the ids of a function and of a tensor, or from `None` and the
             id of a weight, to the number.
         weights: dict from the numbers of weights to the `keras.Variable`.
+        alive: list of what has a number, so that no id is used again.
     """
 
     labels: list[str | None] = dataclasses.field(default_factory=lambda: [None])
     equations: list[Equation] = dataclasses.field(default_factory=list)
     pins: list[Pin] = dataclasses.field(
-        default_factory=lambda: [Pin(CONSTANT, "", "it has no scale")]
+        default_factory=lambda: [Pin(CONSTANT, "integers", "they have no scale")]
     )
     numbers: dict[tuple[Any, int], int] = dataclasses.field(default_factory=dict)
     weights: dict[int, keras.Variable] = dataclasses.field(default_factory=dict)
-    _alive: list[Any] = dataclasses.field(default_factory=list)  # keeps ids unique
+    alive: list[Any] = dataclasses.field(default_factory=list)  # keeps ids unique
 
     def number_of(self, function, thing):
         """Returns the number of a tensor in a function, or of a weight."""
@@ -68,7 +74,7 @@ class System:
         if key not in self.numbers:
             self.numbers[key] = number = len(self.labels)
             self.labels.append(None)
-            self._alive.append(thing)
+            self.alive.append(thing)
             if is_weight:
                 self.weights[number] = thing
         return self.numbers[key]

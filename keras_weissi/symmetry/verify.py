@@ -1,9 +1,10 @@
 """Tries on random numbers what was seen inside layers, or declared of them."""
 
+import dataclasses
 import math
 import warnings
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import ml_dtypes
@@ -25,7 +26,8 @@ SIZES = (4, 12, 1, 64)
 _SMALL = 4096
 
 
-class Claim(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Claim:
     """What is said of one call: that its outputs scale as its inputs and weights do.
 
     Attributes:
@@ -95,7 +97,7 @@ def _claim_of_trace(graph, system, trace, name):
     function = trace.function
     tensors = (*trace.sources, *function.outputs)
     inside = [
-        claim._replace(name=f"{name}/{claim.name}")
+        dataclasses.replace(claim, name=f"{name}/{claim.name}")
         for claim in _claims_in(graph, system, function, True)
     ]
     weights = _numbered(system, trace.layer.weights)

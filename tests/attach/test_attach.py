@@ -2,6 +2,7 @@ import pickle
 import warnings
 
 import keras
+import networks
 import numpy as np
 import pytest
 from helpers import penalty_of, to_numpy
@@ -364,33 +365,61 @@ class Block(layers.Layer):
         return self.normalization(self.inner(x))
 
 
+class OpaqueBlock(Block):
+    def call(self, x):
+        return super().call(networks.opaque(x))
+
+
 class Subclassed(keras.Model):
-    def __init__(self):
+    def __init__(self, block):
         super().__init__()
-        self.block = Block()
+        self.block = block
         self.own = self.add_weight(shape=(4, 4), name="kernel")
 
     def call(self, x):
         return self.block(x) @ self.own
 
 
-def test_what_keras_does_not_show_is_said_to_be_hidden():
-    model = Subclassed()
+class OpaqueModel(Subclassed):
+    def call(self, x):
+        return super().call(networks.opaque(x))
+
+
+def test_what_cannot_be_seen_is_said_to_be_hidden():
+    model = OpaqueModel(Block())
     model(X)
     with pytest.warns(UserWarning, match="2 of 2 kernels may have another"):
         report = regularize(model, R)
     assert [row.name for row in report] == ["kernel", "block/inner"]
     assert all("Keras does not show" in row.note for row in report)
     assert "not saved: the layer has no argument" in report[0].note
-    assert "not saved unless Subclassed saves it" in report[1].note
+    assert "not saved unless OpaqueModel saves it" in report[1].note
     assert penalty_of(model) == pytest.approx(expected_penalty(model), rel=1e-5)
-    with pytest.warns(UserWarning, match="not saved unless Block saves it"):
-        report = regularize(sequential(Block(), shape=(4,)), R)
+    with pytest.warns(UserWarning, match="not saved unless OpaqueBlock saves it"):
+        report = regularize(sequential(OpaqueBlock(), shape=(4,)), R)
     assert "Keras does not show" in report[0].note
-    with pytest.warns(UserWarning, match="not saved unless Block saves it"):
-        report = regularize(sequential(layers.Dense(4), Block(), shape=(4,)), R)
+    stack = layers.Dense(4), OpaqueBlock()
+    with pytest.warns(UserWarning, match="not saved unless OpaqueBlock saves it"):
+        report = regularize(sequential(*stack, shape=(4,)), R)
     hidden = "may be normalized: Keras does not show which layer comes next"
     assert report[0].note == hidden
+
+
+def test_a_normalization_is_seen_inside_custom_layers_and_subclassed_models():
+    model = Subclassed(Block())
+    model(X)
+    with pytest.warns(UserWarning, match="1 of 2 kernels may have another"):
+        report = regularize(model, R)
+    notes = {row.name: (row.changed, row.note) for row in report}
+    name = model.block.normalization.name
+    assert notes["block/inner"] == (False, f"normalized by {name}")
+    assert notes["kernel"][0] and "Keras does not show" not in notes["kernel"][1]
+    assert penalty_of(model) == pytest.approx(expected_penalty(model), rel=1e-5)
+    # What goes into a layer that normalizes later feeds a kernel, which is seen.
+    with pytest.warns(UserWarning, match="skipped 1 of 2|on 1 of 2"):
+        report = regularize(sequential(layers.Dense(4), Block(), shape=(4,)), R)
+    assert [row.changed for row in report] == [True, False]
+    assert report[0].note == ""
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -545,14 +574,14 @@ def test_a_function_is_asked_for_a_gamma_that_is_named():
 def test_what_is_refused_and_what_is_not_saved_are_both_named():
     inputs = keras.Input((4,))
     x = layers.Dense(4, kernel_regularizer="l2", name="refused")(inputs)
-    model = keras.Model(inputs, Block()(x))
+    model = keras.Model(inputs, OpaqueBlock()(x))
     with pytest.warns(UserWarning) as caught:
         regularize(model, R)
     ours = [w for w in caught if w.category is UserWarning]
     refused, lost = [str(warning.message) for warning in ours]
     assert refused.startswith("regularize skipped 1 of 2 kernels: 'refused'")
     assert lost.startswith("1 of 2 kernels may have another")
-    assert "not saved unless Block saves it" in lost
+    assert "not saved unless OpaqueBlock saves it" in lost
 
 
 def test_nothing_to_regularize_is_said_aloud():

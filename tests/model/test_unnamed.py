@@ -4,6 +4,7 @@ import inspect
 import math
 
 import keras
+import networks
 import numpy as np
 import pytest
 from helpers import to_numpy
@@ -91,9 +92,11 @@ def test_a_matrix_without_a_name_is_listed_and_not_taken():
     assert report[0].note == NOT_NAMED and len(model.losses) == 1
     expected = np.linalg.norm(to_numpy(model.get_layer("mine").weight))
     assert report[0].norm == pytest.approx(expected, rel=1e-6)
-    # It stays out of what callbacks watch and of the symmetry.
+    # It stays out of what callbacks watch, but not of the symmetry.
     assert [kernel.name for kernel in kernels(model)] == ["dense"]
-    assert [edge.kernel.name for edge in scale_groups(model).edges] == ["dense"]
+    names = [edge.kernel.name for edge in scale_groups(model).edges]
+    assert names == ["mine", "dense"]
+    networks.check_symmetry(model, np.ones((2, 4), "float32"))
 
 
 @pytest.mark.parametrize(

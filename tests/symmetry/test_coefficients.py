@@ -397,12 +397,28 @@ def test_takes_what_regularize_takes():
     by_default = penalized(model)
     assert by_default == {"a", "b"}
     c = invariant_coefficients(model)
-    assert of(c)["embedding"] == of(c)["lora"] == of(c)["frozen"] == 0.0
-    assert "left out: an embedding" in str(c) and "left out: LoRA" in str(c)
-    assert "2 of 6 kernels are penalized" in str(c)
+    assert of(c)["lora"] == of(c)["frozen"] == of(c)["normalized"] == 0.0
+    assert "left out: LoRA" in str(c)
+    # Like a gamma, the embedding can take the scale of "a".
+    assert of(c)["embedding"] == of(c)["a"] == 1.0
+    assert c.plain_is_invariant is False and "'embedding'" in c.statement
+    assert "3 of 6 kernels are penalized" in str(c)
     deregularize(model)
     regularize(model, scaled(0.1, c))
-    assert penalized(model) == by_default
+    assert penalized(model) == by_default | {"embedding"}
+    networks.randomize(model)
+    before = penalty_of(model)
+    shift_scales(model, {"embedding": 8.0, "a": 0.125})
+    assert penalty_of(model) == pytest.approx(before, abs=1e-5)
+
+
+def test_an_embedding_bears_none_where_no_scale_moves():
+    embedding = layers.Embedding(5, 4, name="embedding")
+    gelu = layers.Activation("gelu")
+    stack = [keras.Input((3,), dtype="int32"), embedding, gelu, dense("a", None)]
+    c = invariant_coefficients(keras.Sequential(stack))
+    assert of(c) == {"embedding": 0.0, "a": 1.0} and c.plain_is_invariant is True
+    assert "left out: an embedding" in str(c)
 
 
 def test_where_no_kernel_is_penalized():

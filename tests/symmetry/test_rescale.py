@@ -370,14 +370,36 @@ def test_half_precision_is_balanced_to_its_precision():
         assert all(row.factor == 1.0 for row in balance_scales(model))
 
 
-def test_a_model_that_is_not_known_is_refused():
-    model = networks.Subclassed()
+def test_a_model_that_can_not_be_seen_through_is_refused():
+    model = networks.OpaqueModel()
     model(keras.ops.ones((1, 4)))
+    weights = weights_of(model)
     for function in (balance_scales, lambda m: shift_scales(m, {"d": 1.0})):
         with pytest.raises(
-            ValueError, match="Expected a Sequential or Functional model"
+            ValueError, match="Expected a model that can be seen through: its `call`"
         ):
             function(model)
+    for one, two in zip(weights, weights_of(model), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_subclassed_model_is_shifted_and_balanced():
+    class Two(networks.Subclassed):
+        def __init__(self):
+            super().__init__()
+            self.first = layers.Dense(3, "relu", name="first")
+
+        def call(self, x):
+            return super().call(self.first(x))
+
+    model, x = Two(), np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    before = outputs_of(model, x)
+    shift_scales(model, {"first": 8.0, model.dense.name: 0.125})
+    np.testing.assert_allclose(outputs_of(model, x), before, rtol=1e-6)
+    balance_scales(model)
+    np.testing.assert_allclose(outputs_of(model, x), before, rtol=1e-5, atol=1e-6)
+    norms = [norm_of(layer.kernel) for layer in (model.first, model.dense)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 def test_an_optimizer_that_is_not_known_is_named_and_nothing_changes():
