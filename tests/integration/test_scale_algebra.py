@@ -48,6 +48,8 @@ def results(model, dtype="float32"):
     state = [to_numpy(v) + 0 for v in model.non_trainable_variables]
     found = []
     for training in (False, True):
+        # PyTorch takes them from its own source if a layer has no seed.
+        keras.utils.set_random_seed(1)
         found.append(outputs_of(model, data(dtype), training))
         for variable, value in zip(model.non_trainable_variables, state, strict=True):
             variable.assign(value)
@@ -185,7 +187,7 @@ def contents(model):
     }
 
 
-@examples(60, some=4, **drawn)
+@examples(40, some=4, **drawn)
 def test_what_is_looked_at_or_refused_stays_as_it_was(spec, seed, is_subclassed):
     model = build(spec, seed, is_subclassed)
     weights, before = weights_of(model), contents(model)

@@ -44,7 +44,6 @@ def test_the_balancer_makes_up_for_an_unbalanced_start():
     rescued = accuracy_of(ScaleBalancer(), is_shifted=True)
     plain = accuracy_of(is_shifted=True)
     late = accuracy_of(ScaleBalancer(start=False), is_shifted=True)
-    print(balanced, rescued, plain, late)
     assert balanced > 0.6
     assert rescued == pytest.approx(balanced, abs=0.01)
-    assert plain < balanced - 0.05
+    assert max(plain, late) < balanced - 0.05
