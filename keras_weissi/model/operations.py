@@ -125,6 +125,8 @@ def relations_of_op(operation, node, is_homogeneous):
     if not scaled:
         return [Relation.fixed(*outputs, reason="made of what has no scale")]
     kind = _kinds().get(type(operation))
+    if len(outputs) < len(node.output_tensors) and kind != "compare":
+        return None  # for example, a cast to integers
     if kind == "relu" and is_homogeneous(operation):
         kind = "one"
     if kind == "one" and getattr(operation, "initial", None) is None:
