@@ -9,7 +9,6 @@ from keras import layers
 
 from keras_weissi import WEISSI, deregularize, regularize
 from keras_weissi.model.kernels import kernels
-from keras_weissi.model.table import norm_table
 
 R = WEISSI(0.1, 0.01, 0.2)
 
@@ -757,13 +756,6 @@ def test_a_graph_inside_a_subclassed_model_is_seen():
 def test_the_report_can_be_pickled():
     report = regularize(make_model(), R)
     assert str(pickle.loads(pickle.dumps(report))) == str(report)
-
-
-def test_norm_table_of_something_else():
-    with pytest.raises(
-        ValueError, match="Expected a keras.Model. Received: model=None"
-    ):
-        norm_table(None)
 
 
 @pytest.mark.parametrize("change", [lambda m: regularize(m, WEISSI(0.3)), deregularize])
