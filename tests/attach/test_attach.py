@@ -767,7 +767,7 @@ def test_norms_that_cannot_be_read_leave_the_model_as_it_was(change, monkeypatch
     def fail(variable):
         raise MemoryError
 
-    monkeypatch.setattr("keras_weissi.attach.attach.host_norm", fail)
+    monkeypatch.setattr("keras_weissi.attach.report.host_norm", fail)
     with pytest.raises(MemoryError):
         change(model)
     assert dense.kernel_regularizer is dense.kernel.regularizer is before
