@@ -50,3 +50,17 @@ def listed(clauses, separator="; "):
     """Joins the first three clauses, and says how many more there are."""
     more = [f"and {len(clauses) - 3} more"] if len(clauses) > 3 else []
     return separator.join([*clauses[:3], *more])
+
+
+def listed_names(names, most=3, length=32):
+    """Lists names in one line, long ones without their middle."""
+    short = [_without_middle(name, length) for name in names]
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*short[:most], *more])
+
+
+def _without_middle(name, length):
+    if len(name) <= length:
+        return name
+    end = 2 * length // 3
+    return f"{name[: length - end - 1]}…{name[-end:]}"

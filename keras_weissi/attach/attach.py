@@ -25,6 +25,7 @@ from keras_weissi.model.kernels import kernels_of_built
 from keras_weissi.model.selection import Layers, Regularizers
 from keras_weissi.model.walk import layers_of, models_sharing_layers
 from keras_weissi.regularizers import WEISSI
+from keras_weissi.symmetry.scale_report import ScaleReport
 
 
 def regularize(
@@ -96,7 +97,8 @@ def regularize(
     check_bool(invariant, "invariant")
     kernels_of_built(model)  # raises if there are none
     how = decide_invariant if invariant else decide
-    decisions = how(model, regularizer, layers, include_normalized, replace)
+    scales = ScaleReport(model)
+    decisions = how(model, scales, regularizer, layers, include_normalized, replace)
     check_calls(decisions)
     changes = [
         (owner, name, decision.regularizer)
@@ -104,7 +106,7 @@ def regularize(
         if decision.is_change
         for owner, name in ((decision.kernel.variable, "regularizer"), *decision.places)
     ]
-    return _carry_out(model, decisions, changes)
+    return _carry_out(model, decisions, changes, scales)
 
 
 def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
@@ -144,10 +146,10 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
         )
         if isinstance(value, WEISSI)
     ]
-    return _carry_out(model, decisions, changes, "deregularize")
+    return _carry_out(model, decisions, changes, ScaleReport(model), "deregularize")
 
 
-def _carry_out(model, decisions, changes, caller="regularize"):
+def _carry_out(model, decisions, changes, scales, caller="regularize"):
     """Sets the regularizers, warns, reports, and makes compiled steps again, or none.
 
     Whether they are saved is known only once they are set. A warning may be an error.
@@ -170,7 +172,7 @@ def _carry_out(model, decisions, changes, caller="regularize"):
                     "was. Take the decorator off if only `fit` calls it, as `fit` "
                     f"compiles it anyway. Or call {caller} before the first step."
                 )
-        report = report_of(model, decisions)
+        report = report_of(model, decisions, scales, caller)
         with set_all([(other, f"{kind}_function", None) for other, kind in steps]):
             for other, kind in steps:
                 make_step(other, kind)
@@ -219,7 +221,7 @@ def _warn(decisions, caller):
     rest = [decision for decision in decisions if not decision.is_refused]
     reasons = [decision.left_out and decision.left_out.reason for decision in rest]
     is_consequence = not refused or Reason.OTHERS_TAKE_IT in reasons
-    is_none_put = not any(d.is_change and d.regularizer for d in rest)
+    is_none_put = not any(d.is_put for d in rest)
     if caller == "regularize" and is_consequence and is_none_put:
         what = f"regularize put a regularizer on 0 of {count} kernels"
         warnings.append((what, rest, note_of))

@@ -25,9 +25,9 @@ def test_norm_table_prints_and_returns():
     assert "log norm product: 2.0794" in text and "L2(l2=0.01)" in text and "bn" in text
     rows = norm_table(model, print_fn=None)
     assert rows == table and len(printed) == 1
-    assert [(row.name, row.norm, row.normalized) for row in rows] == [
-        ("a", 4.0, "bn"),
-        ("b", 2.0, ""),
+    assert [(row.name, row.norm, row.scale) for row in rows] == [
+        ("a", 4.0, "normalized by bn"),
+        ("b", 2.0, "shifts"),
     ]
     assert [row.share for row in rows] == pytest.approx([2 / 3, 1 / 3])
     assert rows.to_dicts()[1]["shape"] == (4, 1)
@@ -92,7 +92,7 @@ def test_tables_fit_the_terminal_and_break_no_name(width, monkeypatch):
     ]
     for table in tables:
         lines = [line for line in str(table).splitlines() if line[0] in "┏│┃└"]
-        assert max(map(len, lines)) <= max(width, 76)
+        assert max(map(len, lines)) <= max(width, 80)
         assert "with_l2" in str(table)
     name = "a_name_longer_than_a_terminal_" * 8
     wide = keras.Sequential([keras.Input((1,)), layers.Dense(1, name=name)])
