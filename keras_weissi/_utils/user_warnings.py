@@ -54,13 +54,13 @@ def listed(clauses, separator="; "):
 
 def listed_names(names, most=3, length=32):
     """Lists names in one line, long ones without their middle."""
-    short = [_without_middle(name, length) for name in names]
+    short = [shortened(name, length, end=2 * length // 3) for name in names]
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*short[:most], *more])
 
 
-def _without_middle(name, length):
-    if len(name) <= length:
-        return name
-    end = 2 * length // 3
-    return f"{name[: length - end - 1]}…{name[-end:]}"
+def shortened(text, length, end=0):
+    """Leaves out what a text has too much, but not the last `end` characters."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length - end - 1]}…{text[len(text) - end :]}"

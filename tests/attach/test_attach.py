@@ -624,7 +624,9 @@ def test_the_report_is_a_table_and_data():
     with pytest.warns(UserWarning):
         report = regularize(model, R)
     text = str(report)
-    assert "1 of 2 kernels got the penalty" in text and "has L2(l2=0.01) already" in text
+    assert (
+        "1 of 2 kernels got the penalty" in text and "has L2(l2=0.01) already" in text
+    )
     assert "(4, 4)" in text and "WEISSI(log_norm=0.1, direction_l1=0.01" in text
     row = report.to_dicts()[1]
     assert row["name"] == "h1" and row["regularizer"] is R and row["shape"] == (4, 4)
