@@ -217,7 +217,7 @@ def main():
         f"{last['log_norm_product']:.2f} after it"
     )
 
-    figure, ax = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
     names = [edge.kernel.name for edge in groups.edges]
     colors = {"new": "#a6a6a6", "shifted": "#d1495b", "balanced": "#00798c"}
     for i, (name, color) in enumerate(colors.items()):
@@ -226,13 +226,13 @@ def main():
             states[name]["norms"],
             0.27,
             color=color,
-            label=f"{name}: sum of squares {states[name]['squares']:,.0f}",
+            label=f"{name}: Σ‖W‖² = {states[name]['squares']:,.0f}",
         )
     ax.set_yscale("log")
     ax.set_xticks(np.arange(len(names)), names, rotation=45, ha="right")
     ax.set_ylabel("Frobenius norm of the kernel or gamma")
     ax.set_title("One transformer, three distributions of its scale")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     ax.grid(axis="y", alpha=0.3)
     figure.savefig(arguments.out / "transformer.png", dpi=120)
     print(f"\nIn {arguments.out}: transformer.png")
