@@ -8,12 +8,11 @@ from keras_weissi._utils.tables import format_regularizer
 from keras_weissi._utils.validation import invalid
 from keras_weissi.attach.saved_config import (
     after_loading,
-    attention_around,
     described,
     places_of,
 )
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
-from keras_weissi.model.kernels import Kernel, kernels_and_gammas
+from keras_weissi.model.kernels import Kernel, attention_around, kernels_and_gammas
 from keras_weissi.model.selection import (
     regularizers_by_kernel,
     select_kernels,

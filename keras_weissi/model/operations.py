@@ -141,7 +141,8 @@ def relations_of_op(operation, node, is_homogeneous):
     elif kind in _POWERS and is_only_one:
         return [Relation.power(outputs[0], first, _POWERS[kind])]
     elif kind == "power" and is_only_one and is_number(others[-1:]):
-        return [Relation.power(outputs[0], first, others[-1])]
+        with contextlib.suppress(ValueError):
+            return [Relation.power(outputs[0], first, others[-1])]
     elif kind == "ratio":
         above, below = (x if has_scale(x) else None for x in leaves[:2])
         return [_ratio(outputs[0], above, below)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_weissi._utils.backend import storages_run
-from keras_weissi._utils.keras_private import mask_of, set_mask
+from keras_weissi._utils.keras_private import inputs_struct, mask_of, set_mask
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.reads import (
     Outermost,
@@ -103,6 +103,9 @@ def trace_model(model):
 def inputs_of_model(model):
     """Yields arguments that a subclassed model may have been built for."""
     config = model.get_build_config() or {}
+    if isinstance(model, keras.Function):  # with a `call` of its own
+        yield (inputs_struct(model),), {}
+        return
     if "shapes_dict" in config:
         named = config["shapes_dict"].items()
         shapes: Any = (), {name.removesuffix("_shape"): shape for name, shape in named}

@@ -11,7 +11,7 @@ from keras_weissi._utils.user_warnings import listed_names, shortened
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import Kernel, kernels_and_gammas
+from keras_weissi.model.kernels import Kernel, attention_around, kernels_and_gammas
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.solvers import nearest_coefficients
 
@@ -168,7 +168,10 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
     reasons = _unbalanced(groups, chosen, plain)
     flow = plain.astype("float64")
     if reasons:
-        flow = nearest_coefficients(groups.changes, plain | (chosen & fed))
+        # Keras keeps one regularizer for all kernels of an attention layer.
+        around = [attention_around(edge.kernel) or edge for edge in edges]
+        tied = np.array([id(thing) for thing in around], "int64")
+        flow = nearest_coefficients(groups.changes, plain | (chosen & fed), tied)
     edge_of = {id(edge.kernel.variable): i for i, edge in enumerate(edges)}
     shares = []
     for kernel in kernels_and_gammas(model):

@@ -230,6 +230,9 @@ class Reduction:
         groups, roots = [], list(numbers)
         for root in roots:
             labels = [self.system.labels[x] for x in members[root]]
+            if not any(labels):
+                places = [self.system.places.get(x) for x in members[root]]
+                labels = [place and f"inside {place}" for place in places]
             offsets = [
                 weights[x] for x in members[root] if x in weights and x not in is_edge
             ]

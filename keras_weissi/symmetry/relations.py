@@ -48,6 +48,7 @@ class System:
 
     Attributes:
         labels: the layers that return the tensors; `None` for what is not shown.
+        places: dict from the numbers of other tensors to the layer that they are in.
         equations: list of `Equation`.
         pins: list of `Pin`.
         numbers: dict from the ids of a function and of a tensor, or from `None` and the
@@ -57,6 +58,7 @@ class System:
     """
 
     labels: list[str | None] = dataclasses.field(default_factory=lambda: [None])
+    places: dict[int, str] = dataclasses.field(default_factory=dict)
     equations: list[Equation] = dataclasses.field(default_factory=list)
     pins: list[Pin] = dataclasses.field(
         default_factory=lambda: [Pin(CONSTANT, "integers", "they have no scale")]
