@@ -130,7 +130,7 @@ class ScaleBalancer(keras.callbacks.Callback):
         self._check(scale_groups(self.model))
         state_of(optimizer_of(self.model, self.optimizer))
         if self.start:
-            self._balance(self._completed)
+            self._balance(self._completed, is_start=True)
 
     def on_epoch_end(self, epoch, logs=None):
         """Balances the model if it is due, and adds `scale_shift` to `logs`."""
@@ -139,7 +139,7 @@ class ScaleBalancer(keras.callbacks.Callback):
         is_due = self._completed % self.every == 0
         logs["scale_shift"] = self._balance(self._completed) if is_due else 0.0
 
-    def _balance(self, epoch):
+    def _balance(self, epoch, is_start=False):
         """Balances the model; returns the largest change, 0 if there is none."""
         model = self.model  # on JAX, this copies the state of training to the model
         try:
@@ -153,6 +153,8 @@ class ScaleBalancer(keras.callbacks.Callback):
             warn(f"ScaleBalancer left the model as it is {when}. {error}")
             return 0.0
         shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
+        if is_start and not shift:
+            return shift  # an earlier `fit` has balanced it
         record = {"epoch": epoch, "scale_shift": shift}
         for row in rows:
             record[f"before/{row.name}"] = row.before
