@@ -53,6 +53,10 @@ def regularize(
     find them, it runs the constructors of custom layers again. A normalization layer
     that is named gets the regularizer on its gamma, the weight that scales its output.
 
+    The report also says whether scale can be shifted to or from a kernel, and how many
+    kernels got the regularizer. To find out, it runs code of custom layers, see
+    `scale_groups`.
+
     A name is the path of a layer or nested model, such as `"backbone/block"`, or the
     name of a kernel in the report; otherwise, of the only layer of this name at any
     depth.

@@ -99,6 +99,15 @@ def test_tables_fit_the_terminal_and_break_no_name(width, monkeypatch):
     assert name in str(norm_table(wide, print_fn=None))
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_nothing_is_cut_where_the_terminal_is_narrow(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    model = of_norms(2.0, 3.0, activation="tanh")
+    report = regularize(model, WEISSI(0.012345, 0.02))
+    for table in (report, norm_table(model, print_fn=None)):
+        assert "…" not in str(table) and "tanh" in str(table)
+
+
 def test_norm_table_of_a_model_that_is_not_built():
     with pytest.raises(ValueError, match="argument `model`. Expected a built model"):
         norm_table(keras.Sequential([layers.Dense(2)]))
