@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_weissi._utils.backend import storages_run
-from keras_weissi._utils.keras_private import inputs_struct, mask_of, set_mask
+from keras_weissi._utils.keras_private import (
+    inputs_struct,
+    leaving_no_traces,
+    mask_of,
+    set_mask,
+)
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.reads import (
     Outermost,
@@ -117,10 +122,14 @@ def inputs_of_model(model):
     dtypes = (model.compute_dtype, "int32")
     for chosen in itertools.islice(itertools.product(dtypes, repeat=count), 16):
         rest = iter(chosen)
-        yield keras.tree.map_shape_structure(
-            lambda shape, rest=rest: keras.Input(batch_shape=shape, dtype=next(rest)),
-            shapes,
-        )
+        with leaving_no_traces():
+            arguments = keras.tree.map_shape_structure(
+                lambda shape, rest=rest: keras.Input(
+                    batch_shape=shape, dtype=next(rest)
+                ),
+                shapes,
+            )
+        yield arguments
 
 
 def _flat_shapes(shapes):

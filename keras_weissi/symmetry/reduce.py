@@ -202,7 +202,10 @@ class Reduction:
         dead = [e for e, ok in zip(self.edges, is_supported, strict=True) if not ok]
         if not dead:
             return False
-        for edge in dead:
+        # The last of a chain first: with its end fixed, the others may shift.
+        sources = {self.find(edge.source) for edge in dead}
+        last = [e for e in dead if self.find(e.target) not in sources] or dead
+        for edge in last:
             ends = [x for x in (edge.target, edge.source) if self.value_of(x)]
             if ends:
                 self._pin(ends[0], "the model", "the output is not used")
