@@ -13,7 +13,7 @@ from helpers import BACKEND, ROOT, run_example, run_python
 
 MODULES = [
     *("attach.attach", "callbacks.norm_logger", "callbacks.scale_balancer"),
-    *("model.kernels", "model.table", "plotting", "regularizers"),
+    *("model.kernels", "symmetry.table", "plotting", "regularizers"),
     *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
 ]
 
