@@ -15,7 +15,7 @@ from keras_weissi.symmetry.groups import (
     ScaleRelation,
     ScaleStatus,
 )
-from keras_weissi.symmetry.relations import CONSTANT
+from keras_weissi.symmetry.relations import CONSTANT, INTEGERS
 from keras_weissi.symmetry.solvers import supported
 
 # Weights that are added, and follow the scale of what they are added to.
@@ -291,6 +291,8 @@ class Reduction:
         pins: dict = {}
         for end in ends:
             pins |= self.pins.get(self.find(end), {})
+        if len(pins) > 1:
+            pins.pop((INTEGERS.layer, INTEGERS.reason), None)
         if not pins:
             is_edge = len(ends) == 2
             return ScaleStatus("pinned", _SAME) if is_edge else ScaleStatus("shifts")

@@ -13,7 +13,8 @@ from helpers import BACKEND, ROOT, run_example, run_python
 
 MODULES = [
     *("attach.attach", "callbacks.norm_logger", "callbacks.scale_balancer"),
-    *("model.kernels", "model.scaling", "model.table", "plotting", "regularizers"),
+    *("model.kernels", "model.scaling", "plotting", "regularizers"),
+    *("symmetry.checks", "symmetry.table"),
     *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
 ]
 

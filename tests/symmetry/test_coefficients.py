@@ -333,7 +333,8 @@ def test_what_is_seen_not_to_be_invariant_is_said_whatever_is_hidden():
     hidden = keras.Model(model.inputs, Block(name="block")(model.outputs[0]))
     c = invariant_coefficients(hidden)
     assert c.plain_is_invariant is False and "is not invariant" in c.statement
-    assert "these coefficients as far as the kernels can be seen; 2" in (c.statement)
+    assert "so as far as the kernels can be seen" in c.statement
+    assert len(c.statement) < 300
 
 
 def pinned(how):
@@ -400,7 +401,7 @@ def test_a_bias_at_the_end_is_scaled_by_nothing():
     [
         ([dense("a", "silu"), dense("b", "tanh")], "a: silu is not homogeneous (and"),
         ([dense("a")], "an input of the model (and 1 more)"),
-        ([dense("a"), Block(name="hidden")], "hidden: Block is not known"),
+        ([dense("a"), Block(name="hidden")], "hidden: Block cannot be seen"),
     ],
 )
 def test_where_nothing_is_free_there_is_nothing_to_be_invariant_to(built, pins):
