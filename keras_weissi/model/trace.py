@@ -75,6 +75,11 @@ def can_be_traced(layer):
     )
 
 
+def has_own_code(layer):
+    """Whether a layer that is seen through may do otherwise than it shows."""
+    return not is_of_keras(layer) or type(layer) is keras.layers.Lambda
+
+
 def trace_call(layer, node):
     """Records what one call of a layer does inside.
 

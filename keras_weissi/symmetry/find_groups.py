@@ -183,8 +183,8 @@ class _Collected:
             return
         for tensors in (inner.inputs, inner.outputs):
             numbers = self.system.numbers_of(inner, tensors)
-            self.system.pin(numbers, name, _UNMATCHED, "hidden")
-        self.system.pin([*inputs, *outputs], name, _UNMATCHED, "hidden")
+            self.system.pin(numbers, name, _UNMATCHED)
+        self.system.pin([*inputs, *outputs], name, _UNMATCHED)
 
     def _add_relations(self, function, node, layer, inputs, outputs):
         """Adds the relations of a call, or pins all that takes part in it."""

@@ -17,6 +17,7 @@ from keras_weissi.model.operations import is_float
 from keras_weissi.model.reads import Outermost, described, in_mode, symbols_in
 from keras_weissi.model.scaling import is_declared
 from keras_weissi.model.snapshot import state_kept
+from keras_weissi.model.trace import has_own_code
 from keras_weissi.model.walk import layers_of
 
 # What unknown dimensions count as, tried in turn.
@@ -79,9 +80,9 @@ def _claims_in(graph, system, function, is_inside=False):
     for node in nodes_of(function):
         layer = node.operation
         trace = graph.traces.get(id(graph.inner(node)))
-        if trace is not None:
+        if trace is not None and has_own_code(layer):
             found.append(_claim_of_trace(graph, system, trace, layer.name))
-        elif isinstance(layer, keras.Layer) and is_declared(layer):
+        elif trace is None and isinstance(layer, keras.Layer) and is_declared(layer):
             arguments = (node.arguments.args, node.arguments.kwargs)
             tensors = (*node.input_tensors, *node.output_tensors)
             scales = {id(x): system.number_of(function, x) for x in tensors}

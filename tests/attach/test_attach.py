@@ -2,7 +2,6 @@ import pickle
 import warnings
 
 import keras
-import networks
 import numpy as np
 import pytest
 from helpers import penalty_of, to_numpy
@@ -371,11 +370,6 @@ class Block(layers.Layer):
         return self.normalization(self.inner(x))
 
 
-class OpaqueBlock(Block):
-    def call(self, x):
-        return super().call(networks.opaque(x))
-
-
 class Subclassed(keras.Model):
     def __init__(self, block):
         super().__init__()
@@ -404,7 +398,7 @@ class HiddenModel(Subclassed):
 
 
 def test_what_a_call_shows_is_said_of_the_kernels_inside():
-    model = Subclassed()
+    model = Subclassed(Block())
     model(X)
     with pytest.warns(UserWarning, match="1 of 2 kernels may have another"):
         report = regularize(model, R)
@@ -414,7 +408,7 @@ def test_what_a_call_shows_is_said_of_the_kernels_inside():
 
 
 def test_what_keras_does_not_show_is_said_to_be_hidden():
-    model = HiddenModel()
+    model = HiddenModel(Block())
     model(X)
     with pytest.warns(UserWarning, match="2 of 2 kernels may have another"):
         report = regularize(model, R)
@@ -439,10 +433,10 @@ def test_a_normalization_is_seen_inside_custom_layers_and_subclassed_models():
     model(X)
     with pytest.warns(UserWarning, match="1 of 2 kernels may have another"):
         report = regularize(model, R)
-    notes = {row.name: (row.changed, row.note) for row in report}
+    scales = {row.name: (row.changed, row.scale) for row in report}
     name = model.block.normalization.name
-    assert notes["block/inner"] == (False, f"normalized by {name}")
-    assert notes["kernel"][0] and "Keras does not show" not in notes["kernel"][1]
+    assert scales["block/inner"] == (False, f"normalized by {name}")
+    assert scales["kernel"] == (True, "shifts")
     assert len(model.losses) == 1 and model.own.regularizer is R
     # What goes into a layer that normalizes later feeds a kernel, which is seen.
     report = regularize(sequential(layers.Dense(4), Block(), shape=(4,)), R)
