@@ -2,11 +2,11 @@
 
 from keras_weissi.attach import deregularize, regularize
 from keras_weissi.callbacks import NormLogger, ScaleBalancer
-from keras_weissi.model import norm_table
 from keras_weissi.regularizers import WEISSI, largest_log_norm
 from keras_weissi.symmetry import (
     balance_scales,
     invariant_coefficients,
+    norm_table,
     scale_groups,
     shift_scales,
 )

@@ -11,7 +11,7 @@ import numpy as np
 _WIDTH = 160
 
 # Columns of text, which may wrap.
-_PROSE = ("note", "pinned_by", "outputs_of", "regularizer")
+_PROSE = ("note", "pinned_by", "outputs_of", "regularizer", "scale")
 
 
 Row = TypeVar("Row")
@@ -45,8 +45,11 @@ class KernelTable(list[Row]):
         table = Table()
         for name in self._columns:
             justify: Any = "right" if name in _NUMBERS else "left"
-            # Names and numbers are never broken.
-            table.add_column(name, justify=justify, no_wrap=name not in _PROSE)
+            # Names and numbers are never broken; of the rest, nothing is left out.
+            is_prose = name in _PROSE
+            table.add_column(
+                name, justify=justify, no_wrap=not is_prose, overflow="fold"
+            )
         for row in self:
             table.add_row(*(_cell(name, getattr(row, name)) for name in self._columns))
         file = io.StringIO()

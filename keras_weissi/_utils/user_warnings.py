@@ -50,3 +50,17 @@ def listed(clauses, separator="; "):
     """Joins the first three clauses, and says how many more there are."""
     more = [f"and {len(clauses) - 3} more"] if len(clauses) > 3 else []
     return separator.join([*clauses[:3], *more])
+
+
+def listed_names(names, most=3, length=32):
+    """Lists names in one line, long ones without their middle."""
+    short = [shortened(name, length, end=2 * length // 3) for name in names]
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*short[:most], *more])
+
+
+def shortened(text, length, end=0):
+    """Leaves out what a text has too much, but not the last `end` characters."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length - end - 1]}…{text[len(text) - end :]}"

@@ -5,13 +5,10 @@ variable's regularizer works until the model is saved. So both are set (and the
 arguments of an attention layer around it), and the compiled training step is rebuilt.
 """
 
-import dataclasses
-import math
-
 import keras
 
 from keras_weissi._utils.keras_private import make_step, regularizers_kept_by
-from keras_weissi._utils.tables import KernelTable, format_regularizer
+from keras_weissi._utils.tables import KernelTable
 from keras_weissi._utils.user_warnings import listed, warn
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.attach.decisions import (
@@ -21,37 +18,14 @@ from keras_weissi.attach.decisions import (
     decide_invariant,
     with_losses,
 )
+from keras_weissi.attach.report import AttachmentRow, note_of, report_of
 from keras_weissi.attach.saved_config import set_all
 from keras_weissi.model.eligibility import Reason
-from keras_weissi.model.kernels import host_norm, kernels_of_built
-from keras_weissi.model.selection import Layers, Regularizers, path_of
-from keras_weissi.model.walk import (
-    layers_of,
-    models_sharing_layers,
-    unbuilt_layers,
-)
+from keras_weissi.model.kernels import kernels_of_built
+from keras_weissi.model.selection import Layers, Regularizers
+from keras_weissi.model.walk import layers_of, models_sharing_layers
 from keras_weissi.regularizers import WEISSI
-
-
-@dataclasses.dataclass(frozen=True)
-class AttachmentRow:
-    """One row of the report of `regularize` and `deregularize`.
-
-    Attributes:
-        name: str, the kernel's name.
-        shape: tuple of ints.
-        norm: float, the Frobenius norm. NaN for what is quantized or not built.
-        regularizer: what acts on the kernel now, or `None`.
-        changed: bool, whether this call set it, or removed one.
-        note: str, why the kernel was left as it was, or what else to know.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    norm: float
-    regularizer: keras.regularizers.Regularizer | None
-    changed: bool
-    note: str
+from keras_weissi.symmetry.scale_report import ScaleReport
 
 
 def regularize(
@@ -78,6 +52,10 @@ def regularize(
     those that would have another regularizer once the model is saved and loaded; to
     find them, it runs the constructors of custom layers again. A normalization layer
     that is named gets the regularizer on its gamma, the weight that scales its output.
+
+    The report also says whether scale can be shifted to or from a kernel, and how many
+    kernels got the regularizer. To find out, it runs code of custom layers, see
+    `scale_groups`.
 
     A name is the path of a layer or nested model, such as `"backbone/block"`, or the
     name of a kernel in the report; otherwise, of the only layer of this name at any
@@ -123,7 +101,8 @@ def regularize(
     check_bool(invariant, "invariant")
     kernels_of_built(model)  # raises if there are none
     how = decide_invariant if invariant else decide
-    decisions = how(model, regularizer, layers, include_normalized, replace)
+    scales = ScaleReport(model)
+    decisions = how(model, scales, regularizer, layers, include_normalized, replace)
     check_calls(decisions)
     changes = [
         (owner, name, decision.regularizer)
@@ -131,7 +110,7 @@ def regularize(
         if decision.is_change
         for owner, name in ((decision.kernel.variable, "regularizer"), *decision.places)
     ]
-    return _carry_out(model, decisions, changes)
+    return _carry_out(model, decisions, changes, scales)
 
 
 def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
@@ -171,10 +150,10 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
         )
         if isinstance(value, WEISSI)
     ]
-    return _carry_out(model, decisions, changes, "deregularize")
+    return _carry_out(model, decisions, changes, ScaleReport(model), "deregularize")
 
 
-def _carry_out(model, decisions, changes, caller="regularize"):
+def _carry_out(model, decisions, changes, scales, caller="regularize"):
     """Sets the regularizers, warns, reports, and makes compiled steps again, or none.
 
     Whether they are saved is known only once they are set. A warning may be an error.
@@ -197,7 +176,7 @@ def _carry_out(model, decisions, changes, caller="regularize"):
                     "was. Take the decorator off if only `fit` calls it, as `fit` "
                     f"compiles it anyway. Or call {caller} before the first step."
                 )
-        report = _report(model, decisions)
+        report = report_of(model, decisions, scales, caller)
         with set_all([(other, f"{kind}_function", None) for other, kind in steps]):
             for other, kind in steps:
                 make_step(other, kind)
@@ -246,10 +225,10 @@ def _warn(decisions, caller):
     rest = [decision for decision in decisions if not decision.is_refused]
     reasons = [decision.left_out and decision.left_out.reason for decision in rest]
     is_consequence = not refused or Reason.OTHERS_TAKE_IT in reasons
-    is_none_put = not any(d.is_change and d.regularizer for d in rest)
+    is_none_put = not any(d.is_put for d in rest)
     if caller == "regularize" and is_consequence and is_none_put:
         what = f"regularize put a regularizer on 0 of {count} kernels"
-        warnings.append((what, rest, _note))
+        warnings.append((what, rest, note_of))
     if lost:
         what = f"{len(lost)} of {count} kernels may have another regularizer, or none, "
         what += f"once the model is saved and loaded (then call `{caller}` again)"
@@ -257,52 +236,3 @@ def _warn(decisions, caller):
     for what, concerned, why in warnings:
         shown = listed([f"{d.kernel.name!r} ({why(d)})" for d in concerned])
         warn(f"{what}: {shown}. The report that `{caller}` returns lists them all.")
-
-
-def _report(model, decisions):
-    """Makes the report, before the change: a norm that cannot be read raises."""
-    rows = [
-        AttachmentRow(
-            decision.kernel.name,
-            tuple(decision.kernel.variable.shape),
-            host_norm(decision.kernel.variable),
-            decision.regularizer,
-            decision.is_change,
-            _note(decision),
-        )
-        for decision in decisions
-    ]
-    changed = sum(row.changed for row in rows)
-    caption = f"{changed} of {len(rows)} kernels changed"
-    reasons = [d.left_out.reason for d in decisions if d.left_out and not d.is_change]
-    if normalized := reasons.count(Reason.NORMALIZED):
-        caption += f"; include_normalized=True would change {normalized} more"
-    note = "not built yet: call the model on data and then regularize again"
-    rows += [
-        AttachmentRow(path_of(layers), (), math.nan, None, False, note)
-        for layers in unbuilt_layers(model)
-    ]
-    return KernelTable(rows, "name shape norm regularizer note", caption)
-
-
-def _note(decision):
-    """Says what the report says of a decision."""
-    kernel, notes = decision.kernel, []
-    lost = [decision.lost] if decision.lost else []
-    if decision.left_out is not None:
-        notes.append(str(decision.left_out))
-    if not decision.is_change:
-        return "; ".join(notes + lost)
-    if decision.regularizer is None:
-        return "; ".join([*notes, "WEISSI removed", *lost])
-    if decision.coefficient is not None:
-        notes.append(f"coefficient {decision.coefficient:.4g}")
-    if decision.was is not None:
-        notes.append(f"was {format_regularizer(decision.was)}")
-    if not kernel.variable.trainable:
-        notes.append("frozen: not penalized until it is trainable")
-    if decision.normalization == "?":
-        notes.append("may be normalized: Keras does not show which layer comes next")
-    elif decision.normalization is not None:
-        notes.append(f"normalized by {decision.normalization}")
-    return "; ".join(notes + lost)

@@ -8,13 +8,11 @@ from keras_weissi._utils.tables import format_regularizer
 from keras_weissi._utils.validation import invalid
 from keras_weissi.attach.saved_config import (
     after_loading,
-    attention_around,
     described,
     places_of,
 )
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
-from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import Kernel, kernels_and_gammas
+from keras_weissi.model.kernels import Kernel, attention_around, kernels_and_gammas
 from keras_weissi.model.selection import (
     regularizers_by_kernel,
     select_kernels,
@@ -34,7 +32,6 @@ class Decision:
     left_out: LeftOut | None = None  # why the kernel does not get one
     is_refused: bool = False  # whether it is left out although the call selected it
     coefficient: float | None = None  # in the invariant penalty
-    normalization: str | None = None  # what `Graph.normalization_of` says of a change
     was: keras.regularizers.Regularizer | None = None  # what a change replaces
     places: tuple[tuple[keras.Layer, str], ...] = ()  # the attributes that keep it
     lost: str = ""  # what is said if it is another one after saving and loading
@@ -44,14 +41,18 @@ class Decision:
         """Whether this call changes it, or an earlier one has put a `WEISSI`."""
         return self.is_change or isinstance(self.regularizer, WEISSI)
 
+    @property
+    def is_put(self) -> bool:
+        """Whether this call puts a regularizer on the kernel."""
+        return self.is_change and self.regularizer is not None
 
-def decide(model, regularizer, layers, include_normalized, replace):
+
+def decide(model, scales, regularizer, layers, include_normalized, replace):
     """Returns a `Decision` for each kernel, and for each gamma that is named.
 
-    The arguments are those of `regularize`.
+    The arguments are those of `regularize`, and the `ScaleReport` of the model.
     """
     found = kernels_and_gammas(model)
-    graph = Graph(model)
     asked_for = None
     if layers is not None:
         validate_selection(layers)
@@ -69,7 +70,7 @@ def decide(model, regularizer, layers, include_normalized, replace):
         elif wanted.get(kernel.name) is None:
             left_out = LeftOut(Reason.NOT_IN_REGULARIZER)
         else:
-            normalization = graph.normalization_of(kernel)
+            normalization = scales.graph.normalization_of(kernel)
             left_out = why_left_out(
                 kernel, normalization, include_normalized, replace, explicit
             )
@@ -77,13 +78,13 @@ def decide(model, regularizer, layers, include_normalized, replace):
         is_change = left_out is None
         gets = wanted[kernel.name] if is_change else kernel.regularizer
         decisions.append(Decision(kernel, gets, is_change, left_out, is_refused))
-    return _completed(decisions, graph)
+    return _completed(decisions)
 
 
-def decide_invariant(model, regularizer, layers, include_normalized, replace):
+def decide_invariant(model, scales, regularizer, layers, include_normalized, replace):
     """Returns a `Decision` for each kernel, and for each gamma with a coefficient.
 
-    The arguments are those of `regularize`.
+    The arguments are those of `decide`.
     """
     is_ours = isinstance(regularizer, WEISSI)
     if not is_ours or "log_norm" not in regularizer.get_config():
@@ -91,10 +92,10 @@ def decide_invariant(model, regularizer, layers, include_normalized, replace):
         raise invalid("regularizer", expected, regularizer)
     if layers is not None:
         raise invalid("layers", "None, as coefficients are for all kernels", layers)
-    graph = Graph(model)
-    shares, _ = find_shares(model, graph, include_normalized, replace)
+    graph, groups = scales.graph, scales.groups
+    shares, _ = find_shares(model, graph, include_normalized, replace, groups)
     decisions = [_decide_share(share, regularizer) for share in shares]
-    return _completed(decisions, graph)
+    return _completed(decisions)
 
 
 def _decide_share(share, regularizer):
@@ -114,8 +115,8 @@ def _decide_share(share, regularizer):
     return Decision(kernel, gets, is_removed, share.left_out, is_refused)
 
 
-def _completed(decisions, graph):
-    """Adds to each change where it is kept, and what it feeds."""
+def _completed(decisions):
+    """Adds to each change what it replaces, and where it is kept."""
     completed = []
     for decision in decisions:
         if decision.is_change:
@@ -123,7 +124,6 @@ def _completed(decisions, graph):
             decision = dataclasses.replace(
                 decision,
                 was=kernel.regularizer,
-                normalization=graph.normalization_of(kernel),
                 places=tuple(places_of(kernel)),
             )
         completed.append(decision)

@@ -14,6 +14,7 @@ from keras_weissi._utils.keras_private import (
     sublayers,
 )
 from keras_weissi.model.homogeneity import is_of_keras
+from keras_weissi.model.kernels import attention_around
 from keras_weissi.model.walk import layers_of, own_variables
 
 
@@ -58,14 +59,6 @@ def places_of(kernel):
         # It makes its inner layers again from its own argument.
         places += [(attention, name) for name in regularizer_attributes(attention)]
     return places
-
-
-def attention_around(kernel):
-    """Returns the attention layer around a kernel, or `None`."""
-    kinds = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
-    if kernel.parents and isinstance(kernel.parents[-1], kinds):
-        return kernel.parents[-1]
-    return None
 
 
 def after_loading(model, decisions):

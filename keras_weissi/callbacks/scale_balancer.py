@@ -104,11 +104,13 @@ class ScaleBalancer(keras.callbacks.Callback):
         self.record: list[dict[str, float]] = []
         self._warned = False
         self._is_begun = False
+        self._completed = 0  # epochs
 
     def set_model(self, model):
         """Takes the model, and allows its warnings again if it is another one."""
         if model is not model_in_training(self):
             self._warned = False
+            self._completed = 0
         super().set_model(model)
 
     def on_train_begin(self, logs=None):
@@ -128,15 +130,16 @@ class ScaleBalancer(keras.callbacks.Callback):
         self._check(scale_groups(self.model))
         state_of(optimizer_of(self.model, self.optimizer))
         if self.start:
-            self._balance(0)
+            self._balance(self._completed, is_start=True)
 
     def on_epoch_end(self, epoch, logs=None):
         """Balances the model if it is due, and adds `scale_shift` to `logs`."""
         logs = {} if logs is None else logs
-        is_due = (epoch + 1) % self.every == 0
-        logs["scale_shift"] = self._balance(epoch + 1) if is_due else 0.0
+        self._completed = epoch + 1
+        is_due = self._completed % self.every == 0
+        logs["scale_shift"] = self._balance(self._completed) if is_due else 0.0
 
-    def _balance(self, epoch):
+    def _balance(self, epoch, is_start=False):
         """Balances the model; returns the largest change, 0 if there is none."""
         model = self.model  # on JAX, this copies the state of training to the model
         try:
@@ -150,6 +153,8 @@ class ScaleBalancer(keras.callbacks.Callback):
             warn(f"ScaleBalancer left the model as it is {when}. {error}")
             return 0.0
         shift = max((abs(math.log(row.factor)) for row in rows), default=0.0)
+        if is_start and not shift:
+            return shift  # an earlier `fit` has balanced it
         record = {"epoch": epoch, "scale_shift": shift}
         for row in rows:
             record[f"before/{row.name}"] = row.before

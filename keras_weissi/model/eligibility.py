@@ -27,6 +27,22 @@ class Reason(enum.Enum):
     OFFSET = "scaled by all the factors before it"
 
 
+# What is said of kernels after their number.
+IN_SHORT = {
+    Reason.NOT_IN_LAYERS: "not among `layers`",
+    Reason.NOT_IN_REGULARIZER: "not in `regularizer`",
+    Reason.LORA: "with LoRA",
+    Reason.QUANTIZED: "quantized",
+    Reason.EMBEDDING: "embedding{s}",
+    Reason.UNNAMED: "not called kernel",
+    Reason.HAS_ANOTHER: "with another regularizer",
+    Reason.NORMALIZED: "normalized",
+    Reason.SHARES_AN_ARGUMENT: "beside such a kernel",
+    Reason.OTHERS_TAKE_IT: "whose scale others can absorb",
+    Reason.NOT_NEEDED: "not needed",
+    Reason.OFFSET: "scaled by all factors before",
+}
+
 _BY_DEFAULT = {
     Reason.EMBEDDING,
     Reason.UNNAMED,

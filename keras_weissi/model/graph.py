@@ -74,6 +74,8 @@ class Graph:
         inner = self._inner[id(node)]
         trace = self.traces.get(id(inner))
         if trace is not None:
+            if len(node.input_tensors) != len(trace.sources):
+                return None
             entries = list(zip(node.input_tensors, trace.sources, strict=True))
         else:
             entries = entries_of(node, inner)

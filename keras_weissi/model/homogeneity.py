@@ -97,7 +97,9 @@ def relations_of(layer, node):
         return declared_relations(layer, node)
     if kind is keras.layers.Softmax:
         return "softmax is not homogeneous"
-    looks_up = kind in _LOOKUPS and not is_float(inputs[0].dtype)
+    looks_up = kind in _LOOKUPS
+    if looks_up and is_float(inputs[0].dtype):
+        return f"{name} rounds its input to integers"
     dtypes = [x.dtype for x in (*inputs[looks_up:], *outputs)]
     for dtype in (*dtypes, layer.compute_dtype or "float32"):
         if not is_float(dtype):

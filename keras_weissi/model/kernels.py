@@ -134,6 +134,14 @@ def kernels_of_built(model):
     )
 
 
+def attention_around(kernel):
+    """Returns the attention layer around a kernel, or `None`."""
+    kinds = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+    if kernel.parents and isinstance(kernel.parents[-1], kinds):
+        return kernel.parents[-1]
+    return None
+
+
 def host_norm(variable):
     """Returns the Frobenius norm of one variable, computed in float64 by NumPy.
 

@@ -125,6 +125,8 @@ def relations_of_op(operation, node, is_homogeneous):
     if not scaled:
         return [Relation.fixed(*outputs, reason="made of what has no scale")]
     kind = _kinds().get(type(operation))
+    if len(outputs) < len(node.output_tensors) and kind != "compare":
+        return None  # for example, a cast to integers
     if kind == "relu" and is_homogeneous(operation):
         kind = "one"
     if kind == "one" and getattr(operation, "initial", None) is None:
@@ -139,7 +141,8 @@ def relations_of_op(operation, node, is_homogeneous):
     elif kind in _POWERS and is_only_one:
         return [Relation.power(outputs[0], first, _POWERS[kind])]
     elif kind == "power" and is_only_one and is_number(others[-1:]):
-        return [Relation.power(outputs[0], first, others[-1])]
+        with contextlib.suppress(ValueError):
+            return [Relation.power(outputs[0], first, others[-1])]
     elif kind == "ratio":
         above, below = (x if has_scale(x) else None for x in leaves[:2])
         return [_ratio(outputs[0], above, below)]

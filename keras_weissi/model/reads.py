@@ -7,6 +7,7 @@ keeps them in: both are noted.
 
 import inspect
 import re
+import textwrap
 import warnings
 from typing import NamedTuple
 
@@ -147,16 +148,27 @@ def _foreign(thing, seen):
 
 
 class ReadingScope(keras.StatelessScope):
-    """Notes which variables are read, by their ids."""
+    """Notes which variables are read, by their ids, also in scopes made inside it."""
 
-    def __init__(self, read, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, read):
+        super().__init__()
         self.read = read
 
-    def get_current_value(self, variable):
-        """Returns what the variable holds."""
-        self.read[id(variable)] = variable
-        return super().get_current_value(variable)
+    def __enter__(self):
+        """Lets all scopes note what is read."""
+        self._original = original = keras.StatelessScope.get_current_value
+
+        def get_current_value(scope, variable):
+            self.read[id(variable)] = variable
+            return original(scope, variable)
+
+        keras.StatelessScope.get_current_value = get_current_value
+        return super().__enter__()
+
+    def __exit__(self, *args, **kwargs):
+        """Puts back what scopes do."""
+        keras.StatelessScope.get_current_value = self._original
+        return super().__exit__(*args, **kwargs)
 
 
 class Outermost(keras.Layer):
@@ -205,7 +217,8 @@ def described(error):
     # Where Keras adds to what is raised, the message is the third line.
     lines = [line for line in _BOLD.sub("", str(error)).splitlines() if line]
     said = [line for line in lines if not line.startswith("Exception enc")]
-    return f"{type(error).__name__}: {(said or [''])[0]}"
+    first = textwrap.shorten((said or [""])[0], 100, placeholder=" …")
+    return f"{type(error).__name__}: {first}"
 
 
 def _run_once(function, args, kwargs, training, size, integer, is_traced, read):

@@ -52,6 +52,9 @@ class Relation:
     def power(cls, output: Scaled, base: Scaled, exponent: float) -> "Relation":
         """Says that `s_out = s_base ** exponent`: 2 for a square, 0.5 for a root."""
         exact = fractions.Fraction(exponent).limit_denominator(1000)
+        if abs(float(exact) - exponent) > 1e-12:
+            expected = "a fraction of integers of at most 1000"
+            raise invalid("exponent", expected, exponent)
         return cls((((output, 1), (base, -exact)),))
 
     @classmethod
@@ -171,6 +174,7 @@ def declared_relations(layer, node):
             f"Invalid scaling registered for {name}. Expected relations between its "
             f"inputs, its outputs and its weights. Received: {strange[0]!r}"
         )
-    silent = [x for x in (*inputs, *outputs) if id(x) not in named]
+    everything = (*inputs, *outputs, *layer.weights)
+    silent = [x for x in everything if id(x) not in named]
     reason = f"the scaling registered for {name} does not name it"
     return [*relations, Relation.fixed(*silent, reason=reason)]

@@ -3,6 +3,7 @@
 Keras records what is applied to a `keras.KerasTensor`, also inside a `call`.
 """
 
+import collections
 import functools
 import itertools
 import warnings
@@ -11,7 +12,12 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_weissi._utils.backend import storages_run
-from keras_weissi._utils.keras_private import mask_of, set_mask
+from keras_weissi._utils.keras_private import (
+    inputs_struct,
+    leaving_no_traces,
+    mask_of,
+    set_mask,
+)
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.reads import (
     Outermost,
@@ -69,6 +75,11 @@ def can_be_traced(layer):
     )
 
 
+def has_own_code(layer):
+    """Whether a layer that is seen through may do otherwise than it shows."""
+    return not is_of_keras(layer) or type(layer) is keras.layers.Lambda
+
+
 def trace_call(layer, node):
     """Records what one call of a layer does inside.
 
@@ -82,7 +93,7 @@ def trace_call(layer, node):
         `Trace`, or str: why it cannot be seen.
     """
     arguments = (node.arguments.args, node.arguments.kwargs)
-    return _trace(layer, arguments, node.input_tensors, len(node.output_tensors))
+    return _trace(layer, arguments, len(node.output_tensors))
 
 
 def trace_model(model):
@@ -93,8 +104,7 @@ def trace_model(model):
     """
     traced: Any = "it was not called on data"
     for arguments in inputs_of_model(model):
-        sources = list(symbols_in(arguments).values())
-        traced = _trace(model, arguments, sources)
+        traced = _trace(model, arguments)
         if isinstance(traced, Trace):
             break
     return traced
@@ -103,6 +113,9 @@ def trace_model(model):
 def inputs_of_model(model):
     """Yields arguments that a subclassed model may have been built for."""
     config = model.get_build_config() or {}
+    if isinstance(model, keras.Function):  # with a `call` of its own
+        yield (inputs_struct(model),), {}
+        return
     if "shapes_dict" in config:
         named = config["shapes_dict"].items()
         shapes: Any = (), {name.removesuffix("_shape"): shape for name, shape in named}
@@ -114,10 +127,14 @@ def inputs_of_model(model):
     dtypes = (model.compute_dtype, "int32")
     for chosen in itertools.islice(itertools.product(dtypes, repeat=count), 16):
         rest = iter(chosen)
-        yield keras.tree.map_shape_structure(
-            lambda shape, rest=rest: keras.Input(batch_shape=shape, dtype=next(rest)),
-            shapes,
-        )
+        with leaving_no_traces():
+            arguments = keras.tree.map_shape_structure(
+                lambda shape, rest=rest: keras.Input(
+                    batch_shape=shape, dtype=next(rest)
+                ),
+                shapes,
+            )
+        yield arguments
 
 
 def _flat_shapes(shapes):
@@ -126,17 +143,13 @@ def _flat_shapes(shapes):
     return found
 
 
-def _trace(layer, arguments, sources, results=None):
+def _trace(layer, arguments, results=None):
     error = ""
     for size in _SIZES:
         try:
             with warnings.catch_warnings(), state_kept([layer]):
                 warnings.simplefilter("ignore")
-                recorder = _Recorder(size)
-                for part in layers_of(layer)[1:]:
-                    if can_be_traced(part):
-                        recorder.see_through(part)
-                trace, _ = recorder.record(layer, arguments, sources)
+                trace = _Recorder(size).trace(layer, arguments)
         except Exception as e:
             error = error or described(e)
             continue
@@ -147,89 +160,95 @@ def _trace(layer, arguments, sources, results=None):
 
 
 class _Recorder:
+    """Lets layers record their `call` when Keras asks for the shape of the output."""
+
     def __init__(self, size):
         self.size = size  # what unknown dimensions count as
-        self.inside = {}
+        self.inside: dict[
+            int, Trace
+        ] = {}  # the traces by the ids of what the calls return
+        self.alive: list[Any] = []  # what is returned, so that no id is used again
+        self.read: dict = collections.defaultdict(dict)  # variables, by layer
+        self.storages: set[int] = set()
 
-    def see_through(self, part):
-        """Lets Keras find the shape of a layer's output by recording its `call`."""
+    def trace(self, layer, arguments):
+        """Returns the `Trace` of a layer."""
+        for part in layers_of(layer):
+            if part is layer or can_be_traced(part):
+                self._see_through(part, is_all=part is layer)
+        (args, kwargs), _ = self._cloned(arguments)
+        outputs: list[Any] = []
+
+        def call(_):
+            for training in (True, False):
+                named = in_mode(layer, kwargs, training)
+                run = functools.partial(layer, *args, **named)
+                outputs[:] = keras.tree.flatten(
+                    Outermost()(function=run, training=training)
+                )
+
+        self.storages |= storages_run(call, [])
+        return next(self.inside[id(x)] for x in outputs if id(x) in self.inside)
+
+    def _see_through(self, part, is_all):
         as_it_is = part.compute_output_spec
 
         def compute_output_spec(*args, **kwargs):
-            # In the order in which Keras lists them.
-            arguments = (args, kwargs)
-            sources = [
-                x
-                for x in keras.tree.flatten(arguments)
-                if isinstance(x, keras.KerasTensor)
-            ]
-            try:
-                trace, outputs = self.record(part, arguments, sources)
-            except Exception:
-                return as_it_is(*args, **kwargs)
-            specs = keras.tree.map_structure(_spec, outputs)
-            for spec in keras.tree.flatten(specs):
-                self.inside[id(spec)] = trace
-            return specs
+            before = dict(vars(part))
+            # With symbols for its weights, what is done to them is recorded too.
+            for with_symbols in (True, False):
+                try:
+                    return self._record(part, (args, kwargs), with_symbols)
+                except Exception:
+                    if is_all and not with_symbols:
+                        raise
+                finally:
+                    vars(part).pop("add_loss", None)
+                    vars(part).update(before)
+            return as_it_is(*args, **kwargs)
 
         vars(part)["compute_output_spec"] = compute_output_spec
 
-    def record(self, layer, arguments, sources):
-        """Calls a layer on symbols; returns the `Trace` and what the layer returns."""
-        for with_symbols in (True, False):
-            before = dict(vars(layer))
-            try:
-                return self._record(layer, arguments, sources, with_symbols)
-            except Exception as e:
-                error = e
-            finally:
-                vars(layer).update(before)
-        raise error
+    def _record(self, layer, arguments, with_symbols):
+        """Calls a layer on symbols, and returns what Keras takes for its outputs."""
+        (args, kwargs), clones = self._cloned(arguments)
+        weights = _replace_weights(layer) if with_symbols else []
+        vars(layer)["add_loss"] = _refuse_loss
+        with ReadingScope(self.read[id(layer)]):
+            outputs = layer.call(*args, **kwargs)
+            inputs = [*clones.values(), *(symbol for symbol, _ in weights)]
+            tensors = list(filter(_is_symbolic, keras.tree.flatten(outputs)))
+            function = keras.Function(inputs, tensors)
+        given = list(filter(_is_symbolic, keras.tree.flatten(arguments)))
+        masks = {id(mask_of(x)) for x in given}  # Keras has added these
+        trace = Trace(
+            layer,
+            (args, kwargs),
+            function,
+            [clones[id(x)] for x in given if id(x) not in masks],
+            {id(symbol): variable for symbol, variable in weights},
+            list(self.read[id(layer)].values()),
+            self.storages,
+            self.inside,
+        )
+        specs = keras.tree.map_structure(_spec, outputs)
+        self.alive.append(specs)
+        self.inside |= {id(spec): trace for spec in keras.tree.flatten(specs)}
+        return specs
 
-    def _record(self, layer, arguments, sources, with_symbols):
-        read: dict[int, keras.Variable] = {}
+    def _cloned(self, arguments):
+        """Returns the arguments with other symbols, and these by the ids of the old."""
         symbols = symbols_in(arguments)
         clones = {key: _clone(x, self.size) for key, x in symbols.items()}
         for key, x in symbols.items():
             if (mask := mask_of(x)) is not None:
                 set_mask(clones[key], clones[id(mask)])
-        args, kwargs = keras.tree.map_structure(
-            lambda x: clones.get(id(x), x), arguments
-        )
-        # With symbols for its weights, what is done to them is recorded too.
-        weights = _replace_weights(layer) if with_symbols else []
-        vars(layer)["add_loss"] = _refuse_loss
-        outputs: Any = None
+        cloned = keras.tree.map_structure(lambda x: clones.get(id(x), x), arguments)
+        return cloned, clones
 
-        def call(_):
-            nonlocal outputs
-            for training in (True, False):
-                named = in_mode(layer, kwargs, training)
-                run = functools.partial(layer.call, *args, **named)
-                outputs = Outermost()(function=run, training=training)
 
-        with ReadingScope(read):
-            storages = storages_run(call, [])
-            entries = [clones[id(x)] for x in sources]
-            inputs = [*clones.values(), *(symbol for symbol, _ in weights)]
-            tensors = [
-                x
-                for x in keras.tree.flatten(outputs)
-                if isinstance(x, keras.KerasTensor)
-            ]
-            function = keras.Function(inputs, tensors)
-        variables = {id(symbol): variable for symbol, variable in weights}
-        trace = Trace(
-            layer,
-            (args, kwargs),
-            function,
-            entries,
-            variables,
-            list(read.values()),
-            storages,
-            self.inside,
-        )
-        return trace, outputs
+def _is_symbolic(x):
+    return isinstance(x, keras.KerasTensor)
 
 
 def _clone(x, size):
@@ -238,9 +257,7 @@ def _clone(x, size):
 
 
 def _spec(x):
-    return (
-        keras.KerasTensor(x.shape, x.dtype) if isinstance(x, keras.KerasTensor) else x
-    )
+    return keras.KerasTensor(x.shape, x.dtype) if _is_symbolic(x) else x
 
 
 def _refuse_loss(loss):

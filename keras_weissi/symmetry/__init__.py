@@ -17,12 +17,14 @@ from keras_weissi.symmetry.groups import (
     ScaleStatus,
 )
 from keras_weissi.symmetry.rescale import RescalingRow, balance_scales, shift_scales
+from keras_weissi.symmetry.table import NormRow, norm_table
 
 __all__ = [
     "CoefficientRow",
     "InvariantCoefficients",
     "KernelEdge",
     "KernelTable",
+    "NormRow",
     "Relation",
     "RescalingRow",
     "ScaleGroup",
@@ -32,6 +34,7 @@ __all__ = [
     "balance_scales",
     "check_scaling",
     "invariant_coefficients",
+    "norm_table",
     "register_scaling",
     "scale_groups",
     "shift_scales",

@@ -1,16 +1,17 @@
 """Coefficients of the kernels with which the penalty is invariant."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
-from keras_weissi._utils.user_warnings import listed
+from keras_weissi._utils.user_warnings import listed_names, shortened
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
 from keras_weissi.model.graph import Graph
-from keras_weissi.model.kernels import Kernel, kernels_and_gammas
+from keras_weissi.model.kernels import Kernel, attention_around, kernels_and_gammas
 from keras_weissi.symmetry.find_groups import scale_groups
 from keras_weissi.symmetry.solvers import nearest_coefficients
 
@@ -41,8 +42,9 @@ class InvariantCoefficients:
             each with coefficient 1, is invariant on the model: `True` also where
             nothing can change it, as no scale is free or no kernel is penalized. `None`
             if it is not known, as some are in layers that cannot be seen through.
-        statement: str, says so in words, with the reason.
-        table: `KernelTable` of `CoefficientRow`, of all kernels.
+        statement: str, says so in words, with the reason, in under 300 characters.
+        table: `KernelTable` of `CoefficientRow`, of all kernels: first those that are
+            penalized.
     """
 
     coefficients: dict[str, float]
@@ -123,7 +125,10 @@ def invariant_coefficients(
     bearing = [share for share in shares if share.left_out is None]
     unseen = [share for share in shares if share.is_unseen]
     table = KernelTable(
-        [CoefficientRow(s.kernel.name, s.coefficient, _note(s)) for s in shares],
+        [
+            CoefficientRow(share.kernel.name, share.coefficient, _note(share))
+            for share in sorted(shares, key=lambda share: share.left_out is not None)
+        ],
         "name coefficient note",
     )
     return InvariantCoefficients(
@@ -140,8 +145,9 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
     The `ScaleGroups` may be given if they are known already.
 
     Returns:
-        Pair of a list of `Share`, one per kernel, and of a list of str, the reasons why
-        plain `WEISSI` is not invariant.
+        Pair of a list of `Share`, one per kernel, and of a list of the reasons why
+        plain `WEISSI` is not invariant: functions that return them as str, given how
+        many names to list.
     """
     groups = groups or scale_groups(model)
     edges = groups.edges
@@ -162,7 +168,10 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
     reasons = _unbalanced(groups, chosen, plain)
     flow = plain.astype("float64")
     if reasons:
-        flow = nearest_coefficients(groups.changes, plain | (chosen & fed))
+        # Keras keeps one regularizer for all kernels of an attention layer.
+        around = [attention_around(edge.kernel) or edge for edge in edges]
+        tied = np.array([id(thing) for thing in around], "int64")
+        flow = nearest_coefficients(groups.changes, plain | (chosen & fed), tied)
     edge_of = {id(edge.kernel.variable): i for i, edge in enumerate(edges)}
     shares = []
     for kernel in kernels_and_gammas(model):
@@ -179,7 +188,7 @@ def find_shares(model, graph, include_normalized, replace=False, groups=None):
             continue
         elif id(kernel.variable) in offsets:
             why_not, coefficient = LeftOut(Reason.OFFSET), 0.0
-            reasons.insert(0, f"{kernel.name!r} is scaled by all the factors before it")
+            reasons.insert(0, functools.partial(_offset, kernel.name))
         else:
             why_not = why(kernel)
             coefficient = 1.0 if why_not is None else 0.0
@@ -201,12 +210,15 @@ def _note(share):
 
 
 def _unbalanced(groups, chosen, plain):
-    """Describes each group that plain kernels do not enter and leave in equal number.
+    """Finds the groups that plain kernels do not enter and leave in equal number.
 
     Args:
         groups: `ScaleGroups`.
         chosen: bool array, one element per edge: those that may be penalized.
         plain: bool array, likewise: those that plain `WEISSI` penalizes.
+
+    Returns:
+        List of functions that describe one each, given how many names to list.
     """
     names = np.array([repr(edge.kernel.name) for edge in groups.edges], object)
     reasons = []
@@ -215,22 +227,47 @@ def _unbalanced(groups, chosen, plain):
             continue
         group = groups.groups[int(np.flatnonzero(direction == 1)[0])]
         enters, leaves = column > 0, column < 0
-        into, out = names[plain & enters], names[plain & leaves]
-        gammas = names[chosen & ~plain & enters]
-        left_out = names[~chosen & (enters | leaves)]
-        reason = f"at the output of {_name_of(group)}, {_listed(into, 'enter')}, "
-        reason += f"but {_listed(out, 'leave')}"
-        if len(gammas):
-            reason += f", and the gamma of {listed(gammas, ', ')} scales it as well"
-        if len(left_out):
-            reason += f" (not counting {listed(left_out, ', ')}, without a penalty)"
-        reasons.append(reason)
+        clauses = (
+            _name_of(group),
+            names[plain & enters],
+            names[plain & leaves],
+            names[chosen & ~plain & enters],
+            names[~chosen & (enters | leaves)],
+        )
+        reasons.append(functools.partial(_imbalance, *clauses))
     return reasons
+
+
+def _imbalance(group, into, out, gammas, left_out, most):
+    reason = f"at the output of {listed_names([group])}, "
+    reason += f"{_listed(into, 'enter', most)}, but {_listed(out, 'leave', most)}"
+    if len(gammas) and most:
+        reason += f", and the gamma of {listed_names(gammas, most)} scales it as well"
+    if len(left_out) and most > 1:
+        names = listed_names(left_out, most)
+        reason += f" (not counting {names}, without a penalty)"
+    return reason
+
+
+def _offset(name, most):
+    return f"{listed_names([repr(name)])} is scaled by all the factors before it"
+
+
+# The most characters that a statement has.
+_LONGEST = 299
 
 
 def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
     """Says whether plain WEISSI is invariant, and if not, where, and what to do."""
-    gammas = [repr(s.kernel.name) for s in bearing if s.kernel.kind == "gamma"]
+    for most in (3, 2, 1, 0):  # with fewer names, if it is too long
+        text = _say(shares, bearing, unseen, reasons, groups, include_normalized, most)
+        if len(text) <= _LONGEST:
+            break
+    return text
+
+
+def _say(shares, bearing, unseen, reasons, groups, include_normalized, most):
+    gammas = [share for share in bearing if share.kernel.kind == "gamma"]
     count = sum(share.kernel.kind != "gamma" for share in shares)
     some = len(bearing) - len(gammas)
     penalized = f"{some} of {count} kernels {'is' if some == 1 else 'are'} penalized"
@@ -238,8 +275,8 @@ def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
         return f"{penalized}: there is nothing to make invariant. The notes say why."
     hidden = known = ""
     if unseen:
-        names = listed([repr(share.kernel.name) for share in unseen], ", ")
-        hidden = f"; {len(unseen)} cannot be seen through ({names})"
+        names = _in_brackets([repr(share.kernel.name) for share in unseen], most)
+        hidden = f"; {len(unseen)} cannot be seen through{names}"
         known = f" as far as the kernels can be seen{hidden}"
     if not groups.free:
         pins = dict.fromkeys(
@@ -249,30 +286,32 @@ def _statement(shares, bearing, unseen, reasons, groups, include_normalized):
         inner_first = sorted(pins, key=lambda pin: pin.endswith("put of the model"))
         return (
             f"{penalized}{hidden}. No scale is free, so there is nothing to be "
-            f"invariant to: {_first(inner_first)}."
+            f"invariant to: {_first(shortened(inner_first[0], 99), inner_first)}."
         )
-    plain = f"{penalized}. Plain WEISSI, with coefficient 1 on each kernel, is"
+    plain = f"{penalized}. Plain WEISSI is"
     if not reasons:
         return f"{plain} invariant{known}."
-    also = f", also to the gammas ({listed(gammas, ', ')})" if gammas else ""
+    plain += f" not invariant: {_first(reasons[0](most), reasons)}."
     arguments = "include_normalized=True, " if include_normalized else ""
-    return (
-        f"{plain} not invariant: {_first(reasons, ' like it')}. "
-        f"`regularize(model, WEISSI(...), {arguments}invariant=True)` applies the "
-        f"coefficients above{also}, which makes the penalty invariant{known}."
-    )
+    how = f" with these coefficients{' (gammas too)' * bool(gammas)}" if most else ""
+    call = f"`regularize(..., {arguments}invariant=True)`"
+    return f"{plain} {call} makes it so{how}{known}."
 
 
 def _name_of(group):
     return repr(group.layers[0]) if group.layers else f"group {group.index}"
 
 
-def _first(texts, like_it=""):
-    return texts[0] + (f" (and {len(texts) - 1} more{like_it})" if texts[1:] else "")
+def _first(text, texts):
+    return text + (f" (and {len(texts) - 1} more)" if texts[1:] else "")
 
 
-def _listed(names, verb):
+def _listed(names, verb, most):
     if not len(names):
         return f"no kernel {verb}s"
     verb = f"kernel {verb}s" if len(names) == 1 else f"kernels {verb}"
-    return f"{len(names)} {verb} ({listed(names, ', ')})"
+    return f"{len(names)} {verb}{_in_brackets(names, most)}"
+
+
+def _in_brackets(names, most):
+    return f" ({listed_names(names, most)})" if most else ""

@@ -1,5 +1,7 @@
 """Solves homogeneous linear equations exactly, in fractions."""
 
+from fractions import Fraction
+
 
 def solve(equations):
     """Solves equations `sum_i c_i * x_i = 0`.
@@ -18,7 +20,7 @@ def solve(equations):
             continue
         # The latest unknown, so that what comes first stays free.
         pivot = max(row, key=lambda x: (abs(row[x]) == 1, x))
-        factor = -1 / row.pop(pivot)
+        factor = Fraction(-1) / row.pop(pivot)
         value = {x: c * factor for x, c in row.items()}
         for other, old in solved.items():
             if pivot in old:

@@ -153,6 +153,8 @@ class _Collected:
         if is_shown and (not is_input or function is graph.root):
             for output in outputs:
                 system.labels[output] = system.labels[output] or name
+        elif inner is None and not is_input:
+            system.places |= dict.fromkeys(outputs, self._name_of(function, layer))
         for part in {node.operation, layer}:
             if getattr(part, "activity_regularizer", None) is not None:
                 system.pin(outputs, part.name, "it has an activity_regularizer")

@@ -96,7 +96,8 @@ class ScaleStatus:
     by: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.by}" if self.by else self.kind
+        joint = " by " if self.kind == "normalized" else ": "
+        return f"{self.kind}{joint}{self.by}" if self.by else self.kind
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)

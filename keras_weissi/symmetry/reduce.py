@@ -15,7 +15,7 @@ from keras_weissi.symmetry.groups import (
     ScaleRelation,
     ScaleStatus,
 )
-from keras_weissi.symmetry.relations import CONSTANT
+from keras_weissi.symmetry.relations import CONSTANT, INTEGERS
 from keras_weissi.symmetry.solvers import supported
 
 # Weights that are added, and follow the scale of what they are added to.
@@ -202,7 +202,10 @@ class Reduction:
         dead = [e for e, ok in zip(self.edges, is_supported, strict=True) if not ok]
         if not dead:
             return False
-        for edge in dead:
+        # The last of a chain first: with its end fixed, the others may shift.
+        sources = {self.find(edge.source) for edge in dead}
+        last = [e for e in dead if self.find(e.target) not in sources] or dead
+        for edge in last:
             ends = [x for x in (edge.target, edge.source) if self.value_of(x)]
             if ends:
                 self._pin(ends[0], "the model", "the output is not used")
@@ -230,6 +233,9 @@ class Reduction:
         groups, roots = [], list(numbers)
         for root in roots:
             labels = [self.system.labels[x] for x in members[root]]
+            if not any(labels):
+                places = [self.system.places.get(x) for x in members[root]]
+                labels = [place and f"inside {place}" for place in places]
             offsets = [
                 weights[x] for x in members[root] if x in weights and x not in is_edge
             ]
@@ -285,6 +291,8 @@ class Reduction:
         pins: dict = {}
         for end in ends:
             pins |= self.pins.get(self.find(end), {})
+        if len(pins) > 1:
+            pins.pop((INTEGERS.layer, INTEGERS.reason), None)
         if not pins:
             is_edge = len(ends) == 2
             return ScaleStatus("pinned", _SAME) if is_edge else ScaleStatus("shifts")

@@ -21,6 +21,9 @@ class Pin(NamedTuple):
     kind: str = "pinned"  # or "normalized", or "hidden"
 
 
+INTEGERS = Pin(CONSTANT, "integers", "they have no scale")
+
+
 @dataclasses.dataclass(frozen=True)
 class Equation:
     """Powers of unknowns whose product is 1, and the layer that asks for it."""
@@ -48,6 +51,7 @@ class System:
 
     Attributes:
         labels: the layers that return the tensors; `None` for what is not shown.
+        places: dict from the numbers of other tensors to the layer that they are in.
         equations: list of `Equation`.
         pins: list of `Pin`.
         numbers: dict from the ids of a function and of a tensor, or from `None` and the
@@ -57,10 +61,9 @@ class System:
     """
 
     labels: list[str | None] = dataclasses.field(default_factory=lambda: [None])
+    places: dict[int, str] = dataclasses.field(default_factory=dict)
     equations: list[Equation] = dataclasses.field(default_factory=list)
-    pins: list[Pin] = dataclasses.field(
-        default_factory=lambda: [Pin(CONSTANT, "integers", "they have no scale")]
-    )
+    pins: list[Pin] = dataclasses.field(default_factory=lambda: [INTEGERS])
     numbers: dict[tuple[Any, int], int] = dataclasses.field(default_factory=dict)
     weights: dict[int, keras.Variable] = dataclasses.field(default_factory=dict)
     alive: list[Any] = dataclasses.field(default_factory=list)  # keeps ids unique

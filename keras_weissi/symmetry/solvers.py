@@ -143,7 +143,7 @@ def nearest_integers(changes, directions, log_norms, solution):
     return rounded if total(rounded) < total(stayed) * (1 - 1e-12) else stayed
 
 
-def nearest_coefficients(changes, chosen):
+def nearest_coefficients(changes, chosen, tied=None):
     """Finds positive coefficients `c` with `changes.T @ c = 0`.
 
     They are as close to 1 as possible: the minimizer of `sum_e (c_e - 1) ** 2`, if it
@@ -152,21 +152,30 @@ def nearest_coefficients(changes, chosen):
     Args:
         changes: float64 array of shape (kernels, free scales).
         chosen: bool array, one element per kernel: those that may get a coefficient.
+        tied: int array, one element per kernel: those with the same number get the same
+            coefficient. Defaults to `None`: each has its own.
 
     Returns:
         Float64 array, one element per kernel. 0 for those that are not chosen, or that
         cannot be positive.
     """
-    used = supported(changes, chosen)
-    coefficients = np.zeros(len(changes))
-    rows = changes[used]
-    ones = np.ones(len(rows))
-    nearest = ones - rows @ np.linalg.lstsq(rows, ones, rcond=None)[0]
+    tied = np.arange(len(changes)) if tied is None else tied
+    _, place = np.unique(tied, return_inverse=True)
+    # A kernel for each number, with the sum of the changes.
+    count = np.bincount(place[chosen], minlength=place.max(initial=-1) + 1)
+    sums = np.zeros((len(count), changes.shape[1]))
+    np.add.at(sums, place[chosen], changes[chosen])
+    used = supported(sums, count > 0)
+    coefficients = np.zeros(len(count))
+    roots = np.sqrt(count[used])
+    rows = sums[used] / roots[:, None]
+    nearest = 1 - rows @ np.linalg.lstsq(rows, roots, rcond=None)[0] / roots
     if nearest.size and nearest.min() < _LEAST_COEFFICIENT:
         # The dual of this objective is balancing kernels of norm 1.
-        nearest = np.exp(2 * (rows @ balanced_log_scales(rows, 0 * ones)))
+        rows = sums[used] / count[used][:, None]
+        nearest = np.exp(2 * (rows @ balanced_log_scales(rows, np.log(roots))))
     coefficients[used] = np.where(np.abs(nearest - 1) < 1e-12, 1.0, nearest)
-    return coefficients
+    return np.where(chosen, coefficients[place], 0.0)
 
 
 def supported(changes, chosen):

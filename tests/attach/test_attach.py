@@ -2,7 +2,6 @@ import pickle
 import warnings
 
 import keras
-import networks
 import numpy as np
 import pytest
 from helpers import penalty_of, to_numpy
@@ -10,7 +9,6 @@ from keras import layers
 
 from keras_weissi import WEISSI, deregularize, regularize
 from keras_weissi.model.kernels import kernels
-from keras_weissi.model.table import norm_table
 
 R = WEISSI(0.1, 0.01, 0.2)
 
@@ -314,14 +312,20 @@ def normalized():
     return keras.Model(inputs, layers.Dense(2, name="dense")(x))
 
 
+def caption_of(report):
+    """What is printed below the table."""
+    return str(report).rpartition("┘\n")[2]
+
+
 def test_kernels_before_a_normalization_are_left_out():
     report = regularize(normalized(), R)
-    assert {row.name: row.note for row in report if not row.changed} == {
+    assert {row.name: row.scale for row in report if not row.changed} == {
         "plain": "normalized by bn",
         "relu": "normalized by ln",
         "separable/depthwise_kernel": "normalized by bn_separable",
         "separable/pointwise_kernel": "normalized by bn_separable",
     }
+    assert not any(row.note for row in report)
     assert "include_normalized=True would change 4 more" in str(report)
     report = regularize(normalized(), R, include_normalized=True)
     assert all(row.changed for row in report)
@@ -344,9 +348,10 @@ def test_normalization_is_seen_across_nested_models():
     x = layers.TimeDistributed(layers.Dense(3, name="each"))(head(body(inputs)))
     x = layers.BatchNormalization(name="bn_2")(x)
     model = keras.Model(inputs, layers.Dense(2, name="dense")(x))
-    notes = {row.name.split("/")[-1]: row.note for row in regularize(model, R)}
-    assert notes["conv"] == "normalized by bn" and notes["each"] == "normalized by bn_2"
-    assert notes["dense"] == ""
+    scales = {row.name.split("/")[-1]: row.scale for row in regularize(model, R)}
+    assert scales["conv"] == "normalized by bn"
+    assert scales["each"] == "normalized by bn_2"
+    assert scales["dense"] == "shifts"
     # The same body on its own feeds the outside world.
     assert regularize(body, R)[0].changed
 
@@ -365,11 +370,6 @@ class Block(layers.Layer):
         return self.normalization(self.inner(x))
 
 
-class OpaqueBlock(Block):
-    def call(self, x):
-        return super().call(networks.opaque(x))
-
-
 class Subclassed(keras.Model):
     def __init__(self, block):
         super().__init__()
@@ -380,29 +380,52 @@ class Subclassed(keras.Model):
         return self.block(x) @ self.own
 
 
-class OpaqueModel(Subclassed):
+def refuse_symbols(layer, x):
+    if layer.built and isinstance(x, keras.KerasTensor):
+        raise TypeError("no symbols")
+
+
+class Hidden(Block):
     def call(self, x):
-        return super().call(networks.opaque(x))
+        refuse_symbols(self, x)
+        return super().call(x)
 
 
-def test_what_cannot_be_seen_is_said_to_be_hidden():
-    model = OpaqueModel(Block())
+class HiddenModel(Subclassed):
+    def call(self, x):
+        refuse_symbols(self, x)
+        return super().call(x)
+
+
+def test_what_a_call_shows_is_said_of_the_kernels_inside():
+    model = Subclassed(Block())
+    model(X)
+    with pytest.warns(UserWarning, match="1 of 2 kernels may have another"):
+        report = regularize(model, R)
+    name = model.block.normalization.name
+    assert [row.scale for row in report] == ["shifts", f"normalized by {name}"]
+    assert [row.changed for row in report] == [True, False]
+
+
+def test_what_keras_does_not_show_is_said_to_be_hidden():
+    model = HiddenModel(Block())
     model(X)
     with pytest.warns(UserWarning, match="2 of 2 kernels may have another"):
         report = regularize(model, R)
     assert [row.name for row in report] == ["kernel", "block/inner"]
-    assert all("Keras does not show" in row.note for row in report)
+    where = f"hidden: in {model.name}"
+    assert all(row.scale.startswith(where) for row in report)
+    assert "scale" not in caption_of(report)
     assert "not saved: the layer has no argument" in report[0].note
-    assert "not saved unless OpaqueModel saves it" in report[1].note
+    assert "not saved unless HiddenModel saves it" in report[1].note
     assert penalty_of(model) == pytest.approx(expected_penalty(model), rel=1e-5)
-    with pytest.warns(UserWarning, match="not saved unless OpaqueBlock saves it"):
-        report = regularize(sequential(OpaqueBlock(), shape=(4,)), R)
-    assert "Keras does not show" in report[0].note
-    stack = layers.Dense(4), OpaqueBlock()
-    with pytest.warns(UserWarning, match="not saved unless OpaqueBlock saves it"):
-        report = regularize(sequential(*stack, shape=(4,)), R)
-    hidden = "may be normalized: Keras does not show which layer comes next"
-    assert report[0].note == hidden
+    with pytest.warns(UserWarning, match="not saved unless Hidden saves it"):
+        report = regularize(sequential(Hidden(), shape=(4,)), R)
+    assert report[0].scale.startswith("hidden: ") and report[0].changed
+    assert "Hidden cannot be seen through" in report[0].scale
+    with pytest.warns(UserWarning, match="not saved unless Hidden saves it"):
+        report = regularize(sequential(layers.Dense(4), Hidden(), shape=(4,)), R)
+    assert report[0].scale.startswith("hidden: ") and report[0].changed
 
 
 def test_a_normalization_is_seen_inside_custom_layers_and_subclassed_models():
@@ -410,14 +433,13 @@ def test_a_normalization_is_seen_inside_custom_layers_and_subclassed_models():
     model(X)
     with pytest.warns(UserWarning, match="1 of 2 kernels may have another"):
         report = regularize(model, R)
-    notes = {row.name: (row.changed, row.note) for row in report}
+    scales = {row.name: (row.changed, row.scale) for row in report}
     name = model.block.normalization.name
-    assert notes["block/inner"] == (False, f"normalized by {name}")
-    assert notes["kernel"][0] and "Keras does not show" not in notes["kernel"][1]
-    assert penalty_of(model) == pytest.approx(expected_penalty(model), rel=1e-5)
+    assert scales["block/inner"] == (False, f"normalized by {name}")
+    assert scales["kernel"] == (True, "shifts")
+    assert len(model.losses) == 1 and model.own.regularizer is R
     # What goes into a layer that normalizes later feeds a kernel, which is seen.
-    with pytest.warns(UserWarning, match="skipped 1 of 2|on 1 of 2"):
-        report = regularize(sequential(layers.Dense(4), Block(), shape=(4,)), R)
+    report = regularize(sequential(layers.Dense(4), Block(), shape=(4,)), R)
     assert [row.changed for row in report] == [True, False]
     assert report[0].note == ""
 
@@ -508,7 +530,7 @@ def test_a_spectrally_normalized_kernel_is_left_out():
     model = sequential(wrapped, layers.Dense(2, name="last"), shape=(4,))
     report = regularize(model, R)
     assert [row.changed for row in report] == [False, True]
-    assert report[0].note == "normalized by spectral"
+    assert report[0].scale == "normalized by spectral"
 
 
 def test_embeddings_only_when_asked_for():
@@ -574,14 +596,14 @@ def test_a_function_is_asked_for_a_gamma_that_is_named():
 def test_what_is_refused_and_what_is_not_saved_are_both_named():
     inputs = keras.Input((4,))
     x = layers.Dense(4, kernel_regularizer="l2", name="refused")(inputs)
-    model = keras.Model(inputs, OpaqueBlock()(x))
+    model = keras.Model(inputs, Hidden()(x))
     with pytest.warns(UserWarning) as caught:
         regularize(model, R)
     ours = [w for w in caught if w.category is UserWarning]
     refused, lost = [str(warning.message) for warning in ours]
     assert refused.startswith("regularize skipped 1 of 2 kernels: 'refused'")
     assert lost.startswith("1 of 2 kernels may have another")
-    assert "not saved unless OpaqueBlock saves it" in lost
+    assert "not saved unless Hidden saves it" in lost
 
 
 def test_nothing_to_regularize_is_said_aloud():
@@ -618,7 +640,9 @@ def test_the_report_is_a_table_and_data():
     with pytest.warns(UserWarning):
         report = regularize(model, R)
     text = str(report)
-    assert "1 of 2 kernels changed" in text and "has L2(l2=0.01) already" in text
+    assert (
+        "1 of 2 kernels got the penalty" in text and "has L2(l2=0.01) already" in text
+    )
     assert "(4, 4)" in text and "WEISSI(log_norm=0.1, direction_l1=0.01" in text
     row = report.to_dicts()[1]
     assert row["name"] == "h1" and row["regularizer"] is R and row["shape"] == (4, 4)
@@ -716,8 +740,7 @@ def test_graphs_that_are_hard_to_read_raise_nothing():
     model = keras.Model([inputs, mask], layers.Dense(2)(x))
     report = regularize(model, R)
     assert all(row.changed for row in report)
-    hidden = "may be normalized: Keras does not show which layer comes next"
-    assert report[0].note == hidden
+    assert report[0].scale == "hidden: the layer that it feeds cannot be seen"
     a = keras.Input((4,))
     passing = keras.Model(a, [a, layers.Dense(4)(a)])
     first, second = passing(a)
@@ -762,7 +785,7 @@ def test_graphs_that_are_hard_to_read_raise_nothing():
 def test_normalization_is_seen_through_wrappers(model):
     report = regularize(model(), R)
     assert [row.changed for row in report] == [False, True]
-    assert report[0].note == "normalized by bn"
+    assert report[0].scale == "normalized by bn"
 
 
 def test_a_graph_inside_a_subclassed_model_is_seen():
@@ -780,19 +803,12 @@ def test_a_graph_inside_a_subclassed_model_is_seen():
     model(X)
     with pytest.warns(UserWarning, match="on 0 of 1 kernels"):
         report = regularize(model, R)
-    assert report[0].note == "normalized by bn"
+    assert report[0].scale == "normalized by bn"
 
 
 def test_the_report_can_be_pickled():
     report = regularize(make_model(), R)
     assert str(pickle.loads(pickle.dumps(report))) == str(report)
-
-
-def test_norm_table_of_something_else():
-    with pytest.raises(
-        ValueError, match="Expected a keras.Model. Received: model=None"
-    ):
-        norm_table(None)
 
 
 @pytest.mark.parametrize("change", [lambda m: regularize(m, WEISSI(0.3)), deregularize])
@@ -804,7 +820,7 @@ def test_norms_that_cannot_be_read_leave_the_model_as_it_was(change, monkeypatch
     def fail(variable):
         raise MemoryError
 
-    monkeypatch.setattr("keras_weissi.attach.attach.host_norm", fail)
+    monkeypatch.setattr("keras_weissi.attach.report.host_norm", fail)
     with pytest.raises(MemoryError):
         change(model)
     assert dense.kernel_regularizer is dense.kernel.regularizer is before

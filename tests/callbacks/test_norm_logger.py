@@ -18,7 +18,7 @@ from keras import layers
 
 from keras_weissi import WEISSI, NormLogger, regularize
 from keras_weissi.model.kernels import kernels
-from keras_weissi.model.table import norm_table
+from keras_weissi.symmetry.table import norm_table
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X[:, :1]

@@ -14,7 +14,7 @@ from helpers import (
 )
 from keras import layers, optimizers
 
-from keras_weissi import WEISSI, NormLogger, ScaleBalancer
+from keras_weissi import WEISSI, NormLogger, ScaleBalancer, shift_scales
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 8)).astype("float32"), RNG.integers(4, size=64)
@@ -51,7 +51,7 @@ def test_balances_every_so_many_epochs_and_logs_it():
     history = fit(model, 5, balancer, NormLogger())
     shifts = history.history["scale_shift"]
     assert [shift > 0 for shift in shifts] == [False, True, False, True, False]
-    assert [row["epoch"] for row in balancer.record] == [2, 4]
+    assert [row["epoch"] for row in balancer.record] == [0, 2, 4]
     for row in balancer.record:
         factors = [
             row[f"after/{layer.name}"] / row[f"before/{layer.name}"]
@@ -69,7 +69,39 @@ def test_goes_on_counting_in_the_next_fit():
     balancer = ScaleBalancer(every=2)
     fit(model, 1, balancer)
     fit(model, 3, balancer, initial_epoch=1)
-    assert [row["epoch"] for row in balancer.record] == [2]
+    assert [row["epoch"] for row in balancer.record] == [0, 1, 2]
+
+
+def test_starts_balanced_unless_told_otherwise():
+    model = make_model()
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: seen.append(norms_of(model))
+    )
+    before = norms_of(model)
+    fit(model, 1, ScaleBalancer(start=False), look)
+    np.testing.assert_array_equal(seen[0], before)
+    model = make_model()
+    fit(model, 1, ScaleBalancer(), look)
+    np.testing.assert_allclose(seen[1], seen[1][0], rtol=1e-6)
+    with pytest.raises(ValueError, match="argument `start`. Expected a bool"):
+        ScaleBalancer(start=1)
+
+
+def test_exact_factors_are_powers_of_two():
+    model = make_model()
+    shift_scales(model, {"d0": 64.0, "d1": 1 / 64.0})
+    x = X[:5]
+    before = outputs_of(model, x)
+    balancer = ScaleBalancer(exact=True)
+    balancer.set_model(model)
+    balancer.on_train_begin()
+    np.testing.assert_array_equal(outputs_of(model, x), before)
+    (row,) = balancer.record
+    shift = row["scale_shift"] / np.log(2)
+    assert shift > 4 and shift == pytest.approx(round(shift), abs=1e-12)
+    balancer.on_train_begin()
+    assert len(balancer.record) == 1  # there was nothing to do
 
 
 def test_changes_neither_the_function_nor_what_comes_after():
@@ -119,13 +151,13 @@ def test_a_model_that_is_built_by_its_first_batch():
     balancer = ScaleBalancer()
     fit(model, 2, balancer)
     np.testing.assert_allclose(norms_of(model), norms_of(model)[0], rtol=1e-6)
-    assert len(balancer.record) == 2
+    assert [row["epoch"] for row in balancer.record] == [0, 1, 2]
 
 
 def test_a_loop_of_ones_own_needs_no_compiled_model():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(16), layers.Dense(4)])
     logs = {}
-    balancer = ScaleBalancer()
+    balancer = ScaleBalancer(start=False)
     balancer.set_model(model)
     balancer.on_train_begin()
     balancer.on_epoch_end(0, logs)
@@ -148,7 +180,8 @@ def test_leaves_a_model_that_has_diverged_to_others():
         history = model.fit(
             x, Y, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN(), balancer]
         )
-    assert history.history["scale_shift"] == [0.0] and balancer.record == []
+    assert history.history["scale_shift"] == [0.0]
+    assert [row["epoch"] for row in balancer.record] == [0]
 
 
 def test_says_before_training_that_it_can_not_be_done():
@@ -189,7 +222,7 @@ def test_can_be_pickled_and_goes_on(tmp_path):
     copy = pickle.loads(pickle.dumps(balancer))
     assert copy.record == balancer.record
     fit(model, 1, copy)
-    assert len(copy.record) == 2
+    assert len(copy.record) == len(balancer.record) + 1
 
 
 def test_a_network_with_normalization_and_shortcuts():
@@ -221,9 +254,9 @@ def test_the_momentum_is_carried(carried):
         momenta.append(to_numpy(own[0]) + 0)
 
     watch = [keras.callbacks.LambdaCallback(on_epoch_end=remember) for _ in range(2)]
-    balancer = ScaleBalancer(optimizer=carried)
+    balancer = ScaleBalancer(optimizer=carried, start=False)
     fit(model, 1, watch[0], balancer, watch[1])
-    row = balancer.record[0]
+    row = balancer.record[-1]
     factor = row["after/d0"] / row["before/d0"]
     assert abs(factor - 1) > 0.01
     np.testing.assert_allclose(

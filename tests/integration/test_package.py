@@ -13,7 +13,8 @@ from helpers import BACKEND, ROOT, run_example, run_python
 
 MODULES = [
     *("attach.attach", "callbacks.norm_logger", "callbacks.scale_balancer"),
-    *("model.kernels", "model.table", "plotting", "regularizers"),
+    *("model.kernels", "model.scaling", "plotting", "regularizers"),
+    *("symmetry.checks", "symmetry.table"),
     *("symmetry.coefficients", "symmetry.find_groups", "symmetry.rescale"),
 ]
 
@@ -52,7 +53,8 @@ def test_docstring_examples_run(module):
     ("page", "count", "files"),
     [
         ("README.md", 3, ["model.keras"]),
-        ("docs/guide.md", 4, ["log.csv", "norms.png"]),
+        ("docs/custom-layers.md", 4, []),
+        ("docs/guide.md", 6, ["log.csv", "norms.png"]),
     ],
 )
 def test_the_code_of_pages_runs(page, count, files, tmp_path, monkeypatch):
@@ -99,6 +101,34 @@ def test_symmetry_example(tmp_path):
 )
 def test_symmetry_example_names_bad_values(arguments):
     result = run_example("symmetry.py", *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"argument {arguments[0]}: expected" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_transformer_example(tmp_path):
+    out = tmp_path / "out"
+    result = run_example("transformer.py", "--epochs", 2, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "free in 13,\n11 of them independently" in result.stdout
+    rows = {}
+    for line in result.stdout.splitlines():
+        name, *values = line.split() or [""]
+        if name in ("new", "shifted", "balanced", "trained"):
+            rows[name] = [float(value.rstrip("%")) for value in values]
+    right, moved, squares, _ = zip(*rows.values(), strict=True)
+    assert max(moved[:3]) < 1e-5
+    assert squares[1] > 3 * squares[0] > 3 * squares[2]
+    assert right[3] > 50 > max(right[:3])
+    assert (out / "transformer.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--epochs", "0"], ["--log-norm", "-1"], ["--spread", "11"], ["--seed", "-1"]],
+)
+def test_transformer_example_names_bad_values(arguments):
+    result = run_example("transformer.py", *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"argument {arguments[0]}: expected" in result.stderr.splitlines()[-1]
 

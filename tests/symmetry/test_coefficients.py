@@ -18,7 +18,7 @@ from keras_weissi import (
     scale_groups,
     shift_scales,
 )
-from keras_weissi.model.kernels import kernels
+from keras_weissi.model.kernels import kernels, kernels_and_gammas
 
 
 def dense(name, activation="relu"):
@@ -104,7 +104,7 @@ def test_a_gamma_that_feeds_a_free_group_gets_one_too():
     assert not c.plain_is_invariant
     assert "the gamma of 'bn0' scales it as well" in c.statement
     assert "2 of 4 kernels are penalized" in c.statement
-    assert "coefficients above, also to the gammas ('bn0'), which makes" in c.statement
+    assert "makes it so with these coefficients (gammas too)." in c.statement
     assert of(c)["b0"] == 0.0 and "b0" not in c.coefficients
     assert "left out: normalized by bn0" in str(c)
     assert of(c)["bn0"] > 0
@@ -115,6 +115,61 @@ def test_a_gamma_that_feeds_a_free_group_gets_one_too():
     everything = invariant_coefficients(model, include_normalized=True)
     assert set(everything.coefficients) == {"stem", "a0", "b0", "bn0", "head"}
     assert "include_normalized=True, invariant=True)`" in everything.statement
+
+
+def branches(count, length):
+    """Blocks with several branches, with long names, of which some are hidden."""
+
+    class Hidden(Block):
+        def call(self, x):
+            if isinstance(x, keras.KerasTensor):
+                raise TypeError("no symbols")
+            return super().call(x)
+
+    def name(kind, i):
+        return f"{kind}{i}_".ljust(length, "x")
+
+    x = inputs = keras.Input((4,))
+    for i in range(3):
+        ways = [dense(name(f"a{i}_", j), None)(x) for j in range(count)]
+        ways += [layers.BatchNormalization(name=name(f"bn{i}_", j))(x) for j in (0, 1)]
+        x = layers.ReLU()(layers.Add()(ways))
+        x = dense(name("b", i))(x)
+        if count > 2:
+            x = layers.BatchNormalization(name=name("bn", i))(x)
+            x = Hidden(name=name("hidden", i))(x)
+            x = dense(name("c", i), None)(x)
+    return keras.Model(inputs, dense(name("head", 0), None)(x))
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+@pytest.mark.parametrize("length", [1, 30, 300])
+@pytest.mark.parametrize("include_normalized", [False, True])
+def test_the_statement_is_short_whatever_the_names(count, length, include_normalized):
+    c = invariant_coefficients(branches(count, length), include_normalized)
+    assert "is not invariant: at the output of " in c.statement
+    assert "invariant=True)` makes it so" in c.statement
+    assert len(c.statement) < 300 and c.statement.endswith(".")
+    assert ("cannot be seen through" in c.statement) == (count > 2)
+
+
+@pytest.mark.parametrize("length", [1, 30, 300])
+def test_the_statement_is_short_where_nothing_is_free(length):
+    names = [f"{i}".ljust(length, "x") for i in range(9)]
+    chain = [keras.Input((4,)), *(dense(name, "tanh") for name in names)]
+    c = invariant_coefficients(keras.Sequential(chain))
+    assert "No scale is free" in c.statement and len(c.statement) < 300
+
+
+def test_what_is_penalized_comes_first():
+    model = residual(projection=False, normalization=True, blocks=2)
+    rows = invariant_coefficients(model).table
+    bears = [row.coefficient > 0 for row in rows]
+    assert bears == sorted(bears, reverse=True) and not all(bears)
+    order = {k.name: i for i, k in enumerate(kernels_and_gammas(model))}
+    for kind in (True, False):
+        places = [order[r.name] for r in rows if (r.coefficient > 0) is kind]
+        assert places == sorted(places) and len(places) > 1
 
 
 def test_a_gamma_is_left_alone_where_it_is_not_needed():
@@ -278,9 +333,8 @@ def test_what_is_seen_not_to_be_invariant_is_said_whatever_is_hidden():
     hidden = keras.Model(model.inputs, Block(name="block")(model.outputs[0]))
     c = invariant_coefficients(hidden)
     assert c.plain_is_invariant is False and "is not invariant" in c.statement
-    assert "which makes the penalty invariant as far as the kernels can be seen; 2" in (
-        c.statement
-    )
+    assert "so as far as the kernels can be seen" in c.statement
+    assert len(c.statement) < 300
 
 
 def pinned(how):
@@ -347,7 +401,7 @@ def test_a_bias_at_the_end_is_scaled_by_nothing():
     [
         ([dense("a", "silu"), dense("b", "tanh")], "a: silu is not homogeneous (and"),
         ([dense("a")], "an input of the model (and 1 more)"),
-        ([dense("a"), Block(name="hidden")], "hidden: Block is not known"),
+        ([dense("a"), Block(name="hidden")], "hidden: Block cannot be seen"),
     ],
 )
 def test_where_nothing_is_free_there_is_nothing_to_be_invariant_to(built, pins):
@@ -569,7 +623,7 @@ def test_invariant_says_what_it_does_and_keeps_the_rest_of_the_regularizer():
         assert (config["direction_l1"], config["min_norm"]) == (direction, 0.3)
         assert f"coefficient {coefficient:.4g}" in by_name[name].note
     assert by_name["bn0"].changed
-    assert by_name["b0"].note == "normalized by bn0" and not by_name["b0"].changed
+    assert by_name["b0"].scale == "normalized by bn0" and not by_name["b0"].changed
     # Once more, with another strength, as a callback would.
     regularize(model, WEISSI(0.2), invariant=True)
     bn = model.get_layer("bn0")

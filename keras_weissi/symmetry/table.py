@@ -7,12 +7,12 @@ import keras
 import numpy as np
 
 from keras_weissi._utils.tables import KernelTable
-from keras_weissi._utils.user_warnings import listed
-from keras_weissi.model.graph import Graph
+from keras_weissi._utils.user_warnings import listed_names
 from keras_weissi.model.kernels import host_norm, kernels_of_built
 from keras_weissi.model.selection import path_of
 from keras_weissi.model.walk import unbuilt_layers
 from keras_weissi.regularizers import WEISSI
+from keras_weissi.symmetry.scale_report import ScaleReport, advice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,9 @@ class NormRow:
             1. NaN if they are not all between 0 and 1 (norms above and below 1, or 0),
             and for kernels that are not in the product.
         regularizer: what acts on the kernel, or `None`.
-        normalized: str, the normalization layer that the kernel feeds; "" if it feeds
-            another layer; "?" if Keras does not show what it feeds.
+        scale: str, `"shifts"` if scale can be moved to or from the kernel without
+            changing the model; otherwise what it is pinned by, normalized by or
+            hidden in.
     """
 
     name: str
@@ -36,7 +37,7 @@ class NormRow:
     norm: float
     share: float
     regularizer: keras.regularizers.Regularizer | None
-    normalized: str
+    scale: str
 
 
 def norm_table(
@@ -66,12 +67,12 @@ def norm_table(
     ...     keras.layers.Dense(8, kernel_initializer="ones", name="second"),
     ... ])
     >>> for row in norm_table(model, print_fn=None):
-    ...     print(row.name, row.norm, round(row.share, 2), repr(row.normalized))
-    first 2.0 0.33 'bn'
-    second 4.0 0.67 ''
+    ...     print(row.name, row.norm, round(row.share, 2), row.scale)
+    first 2.0 0.33 normalized by bn
+    second 4.0 0.67 shifts
     """
     found = [k for k in kernels_of_built(model) if k.counts() or k.kind != "embedding"]
-    graph = Graph(model)
+    scales = ScaleReport(model)
     norms = [host_norm(kernel.variable) for kernel in found]
     is_in = np.array([kernel.counts() for kernel in found], bool)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -87,24 +88,42 @@ def norm_table(
             norm,
             float(share),
             kernel.regularizer,
-            graph.normalization_of(kernel) or "",
+            str(scales.status_of(kernel)),
         )
         for kernel, norm, share in zip(found, norms, shares, strict=True)
     ]
-    caption = f"log norm product: {f'{total:.4f}' if any(is_in) else 'no kernels'}"
+    by_id = {id(k.variable): norm for k, norm in zip(found, norms, strict=True)}
+    product = f"log norm product: {f'{total:.4f}' if any(is_in) else 'no kernels'}"
     ours = np.array([isinstance(kernel.regularizer, WEISSI) for kernel in found], bool)
     if 0 < sum(ours) < sum(is_in):
         with np.errstate(invalid="ignore"):
             part = float(np.sum(logs[ours]))
-        caption += (
+        product += (
             f" ({part:.4f} for the {sum(ours)} of {sum(is_in)} kernels with WEISSI, "
             "which NormLogger watches)"
         )
     if unnamed := [k.name for k in found if k.kind == "matrix" and not k.counts()]:
-        caption += f"; without those not called kernel: {listed(unnamed, ', ')}"
-    if unbuilt := [path_of(layers) for layers in unbuilt_layers(model)]:
-        caption += f"; not built yet: {listed(unbuilt, ', ')}"
-    table = KernelTable(rows, "name shape norm share regularizer normalized", caption)
+        product += f"; without those not called kernel: {listed_names(unnamed)}"
+    unbuilt = [path_of(layers) for layers in unbuilt_layers(model)]
+    lines = [
+        scales.sentence(by_id),
+        _advice(found, rows) if any(ours) else "",
+        f"not built yet: {listed_names(unbuilt)}" if unbuilt else "",
+        product,
+    ]
+    caption = "\n".join(filter(None, lines))
+    table = KernelTable(rows, "name shape norm share regularizer scale", caption)
     if print_fn is not None:
         print_fn(str(table))
     return table
+
+
+def _advice(found, rows):
+    """Returns the `advice` on a model where nearly all is normalized."""
+    penalized, normalized = [], []
+    for kernel, row in zip(found, rows, strict=True):
+        if isinstance(kernel.regularizer, WEISSI):
+            penalized.append(kernel)
+        elif row.scale.startswith("normalized"):
+            normalized.append(kernel)
+    return advice(penalized, normalized)
