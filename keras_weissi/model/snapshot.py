@@ -47,7 +47,8 @@ def _find(thing, found):
     found[id(thing)] = thing
     inside: list = []
     if isinstance(thing, (list, tuple, set)):
-        inside = list(thing)
+        # On TensorFlow, a list that is an attribute keeps what it holds twice.
+        inside = [*thing, *getattr(thing, "__dict__", {}).values()]
     elif isinstance(thing, dict):
         inside = list(thing.values())
     elif inspect.isfunction(thing):
