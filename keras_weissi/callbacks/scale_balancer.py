@@ -127,10 +127,11 @@ class ScaleBalancer(keras.callbacks.Callback):
             self._begin()
 
     def _begin(self):
-        self._check(scale_groups(self.model))
+        groups = scale_groups(self.model)
+        self._check(groups)
         state_of(optimizer_of(self.model, self.optimizer))
         if self.start:
-            self._balance(self._completed, is_start=True)
+            self._balance(self._completed, groups)
 
     def on_epoch_end(self, epoch, logs=None):
         """Balances the model if it is due, and adds `scale_shift` to `logs`."""
@@ -139,12 +140,16 @@ class ScaleBalancer(keras.callbacks.Callback):
         is_due = self._completed % self.every == 0
         logs["scale_shift"] = self._balance(self._completed) if is_due else 0.0
 
-    def _balance(self, epoch, is_start=False):
-        """Balances the model; returns the largest change, 0 if there is none."""
+    def _balance(self, epoch, groups=None):
+        """Balances the model; returns the largest change, 0 if there is none.
+
+        At the start, the groups are known. Later they are found anew, as layers may
+        have been frozen since.
+        """
+        is_start = groups is not None
         model = self.model  # on JAX, this copies the state of training to the model
         try:
-            # Found anew, as layers may have been frozen since.
-            groups = scale_groups(model)
+            groups = groups or scale_groups(model)
             self._check(groups)
             rows = balance(model, groups, self.optimizer, self.exact)
         except (NotSolvedError, ValueError) as error:

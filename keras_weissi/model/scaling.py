@@ -3,12 +3,13 @@
 import dataclasses
 import fractions
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
 
-from keras_weissi._utils.validation import invalid
+from keras_weissi._utils.validation import as_number, invalid
 
 # What has a scale.
 Scaled: TypeAlias = keras.KerasTensor | keras.Variable
@@ -51,9 +52,12 @@ class Relation:
     @classmethod
     def power(cls, output: Scaled, base: Scaled, exponent: float) -> "Relation":
         """Says that `s_out = s_base ** exponent`: 2 for a square, 0.5 for a root."""
-        exact = fractions.Fraction(exponent).limit_denominator(1000)
-        if abs(float(exact) - exponent) > 1e-12:
-            expected = "a fraction of integers of at most 1000"
+        number = as_number(exponent)
+        exact = fractions.Fraction(0)
+        if number is not None and math.isfinite(number):
+            exact = fractions.Fraction(number).limit_denominator(1000)
+        if number is None or not abs(float(exact) - number) <= 1e-12:
+            expected = "a fraction with a denominator of at most 1000"
             raise invalid("exponent", expected, exponent)
         return cls((((output, 1), (base, -exact)),))
 

@@ -1,5 +1,6 @@
 """Puts back what running the code of a user changes."""
 
+import collections
 import contextlib
 import functools
 import inspect
@@ -7,11 +8,14 @@ import sys
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_weissi._utils.backend import random_state_kept, values_kept
 from keras_weissi._utils.keras_private import leaving_no_traces
 from keras_weissi.model.homogeneity import is_of_keras
+from keras_weissi.model.walk import layers_of
 
+_LARGEST_ARRAY = 2**20  # bytes
 _MOST = 10_000  # of what is looked at: code may get at all of a program
 
 
@@ -27,6 +31,9 @@ def state_kept(code):
     """
     found: dict[int, object] = {}
     _find(code, found)
+    layers = [part for part in code if isinstance(part, keras.Layer)]
+    for layer in (x for part in layers for x in layers_of(part)):
+        _find_own(layer, found)
     things = list(found.values())
     before = [(thing, _content_of(thing)) for thing in things]
     for thing in things:
@@ -46,7 +53,7 @@ def _find(thing, found):
         return
     found[id(thing)] = thing
     inside: list = []
-    if isinstance(thing, (list, tuple, set)):
+    if isinstance(thing, (list, tuple, set, collections.deque)):
         # On TensorFlow, a list that is an attribute keeps what it holds twice.
         inside = [*thing, *getattr(thing, "__dict__", {}).values()]
     elif isinstance(thing, dict):
@@ -63,6 +70,15 @@ def _find(thing, found):
         inside += getattr(thing, "__dict__", {}).values()
     for part in inside:
         _find(part, found)
+
+
+def _find_own(layer, found):
+    """Adds a layer and its containers, however much there is besides."""
+    found[id(layer)] = layer
+    for value in vars(layer).values():
+        for x in (value, *getattr(value, "__dict__", {}).values()):
+            if isinstance(x, (list, dict, set)):
+                found[id(x)] = x
 
 
 def used_by(function):
@@ -84,20 +100,27 @@ def _has_state(thing):
     if is_of_keras(thing):
         kinds = (keras.Operation, list, dict, set)
         return isinstance(thing, kinds) or inspect.isroutine(thing)
+    if isinstance(thing, np.ndarray):
+        return thing.flags.writeable and thing.nbytes <= _LARGEST_ARRAY
     is_plain = type(thing).__module__.split(".")[0] in ("jax", "jaxlib", "numpy")
     return not is_plain or hasattr(thing, "__wrapped__")
 
 
 def _content_of(thing):
-    for kind in (list, dict, set):
+    for kind in (list, dict, set, collections.deque):
         if isinstance(thing, kind):
             return kind(thing)
+    if isinstance(thing, np.ndarray):
+        return thing.copy()
     return dict(getattr(thing, "__dict__", {}))
 
 
 def _put_back(thing, content):
     """Writes what has changed, past the code that watches over changes."""
     kind = type(content)
+    if kind is np.ndarray:
+        thing[...] = content
+        return
     target = thing if isinstance(thing, kind) else getattr(thing, "__dict__", {})
     now, then = (
         list(map(id, (*x, *(x.values() if kind is dict else ()))))
@@ -105,7 +128,8 @@ def _put_back(thing, content):
     )
     if now != then:
         kind.clear(target)
-        put: Any = list.extend if kind is list else kind.update
+        is_row = kind in (list, collections.deque)
+        put: Any = kind.extend if is_row else kind.update
         put(target, content)
 
 

@@ -5,6 +5,7 @@ Keras records what is applied to a `keras.KerasTensor`, also inside a `call`.
 
 import collections
 import functools
+import inspect
 import itertools
 import warnings
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ _SEEN_THROUGH = (
     "ReversibleEmbedding",
 )
 
+# What `fit` calls of a model, besides `call`.
+_STEPS = ("train_step", "test_step", "compute_loss")
 # What unknown dimensions count as, tried in turn.
 _SIZES = (None, 12, 1)
 
@@ -102,12 +105,37 @@ def trace_model(model):
     Returns:
         `Trace`, or str: why it cannot be seen.
     """
+    own = [name for name in _STEPS if not is_of_keras_method(model, name)]
+    if own:
+        # It may use layers in another way than `call`.
+        return f"its `{own[0]}` is its own"
     traced: Any = "it was not called on data"
-    for arguments in inputs_of_model(model):
-        traced = _trace(model, arguments)
-        if isinstance(traced, Trace):
-            break
+    try:
+        for arguments in inputs_of_model(model):
+            if left := _left_out(model, arguments):
+                return f"its `call` also takes {left[0]!r}"
+            traced = _trace(model, arguments)
+            if isinstance(traced, Trace):
+                break
+    except Exception as e:  # by a configuration of the user's own
+        return described(e)
     return traced
+
+
+def is_of_keras_method(model, name):
+    """Whether a method of a model is that of Keras."""
+    return getattr(type(model), name).__module__.split(".")[0] == "keras"
+
+
+def _left_out(model, arguments):
+    """Lists the arguments of `call` that a model was not built with."""
+    args, kwargs = arguments
+    parameters = inspect.signature(model.call).parameters.values()
+    named = [
+        p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    given = {*named[: len(args)], *kwargs, "training", "mask"}
+    return [name for name in named if name not in given]
 
 
 def inputs_of_model(model):
@@ -173,9 +201,16 @@ class _Recorder:
 
     def trace(self, layer, arguments):
         """Returns the `Trace` of a layer."""
-        for part in layers_of(layer):
-            if part is layer or can_be_traced(part):
+        parts = [x for x in layers_of(layer) if x is layer or can_be_traced(x)]
+        try:
+            for part in parts:
                 self._see_through(part, is_all=part is layer)
+            return self._traced(layer, arguments)
+        finally:
+            for part in parts:
+                vars(part).pop("compute_output_spec", None)
+
+    def _traced(self, layer, arguments):
         (args, kwargs), _ = self._cloned(arguments)
         outputs: list[Any] = []
 

@@ -28,9 +28,13 @@ def factors_by_edge(factors, groups, candidates):
         number = as_number(factor)
         if number is None or not 0.0 < number < math.inf:
             raise invalid(f"factors[{name!r}]", "a finite float above 0", factor)
-        kernels, _ = resolve(name, candidates, "factors")
-        matches = [edge_of[k.name] for k in kernels if k.name in edge_of]
-        if not matches or len({id(kernel.layer) for kernel in kernels}) > 1:
+        if name in edge_of:
+            matches, owners = [edge_of[name]], {name}
+        else:
+            kernels, _ = resolve(name, candidates, "factors")
+            matches = [edge_of[k.name] for k in kernels if k.name in edge_of]
+            owners = {id(kernel.layer) for kernel in kernels}
+        if not matches or len(owners) > 1:
             near = difflib.get_close_matches(str(name), list(edge_of), n=3, cutoff=0)
             raise ValueError(
                 "Invalid value for argument `factors`. Expected the name of one layer "
@@ -74,6 +78,13 @@ def group_scales(by_edge, groups):
                 _check_scale(scales[there], groups.edges[i].kernel.name)
         if not queue:
             queue.extend(_follow_relation(groups.relations, scales, paths))
+    if len(scales) < len(groups.groups):
+        unknown = next(g for g in groups.groups if g.index not in scales)
+        raise ValueError(
+            "Invalid value for argument `factors`. Expected a model where all scales "
+            "follow from those of the kernels. Received: one with the free group "
+            f"{unknown.index} ({', '.join(unknown.layers)}) that no kernel leads to"
+        )
     for i, edge in enumerate(groups.edges):
         there = scales[edge.source] * by_edge.get(i, 1.0)
         _check_scale(there, edge.kernel.name)

@@ -79,13 +79,15 @@ class Reduction:
         Returns:
             Pair of a list of `_Edge`, and of a dict from unknowns to what they equal.
         """
-        edges, replaced = [], {}
+        edges, replaced, vectors = [], {}, []
         for weight, variable in self.system.weights.items():
             kind = self.named[id(variable)].kind if id(variable) in self.named else ""
             if self.find(weight) in self.pins or not kind:
                 continue
             if members[self.find(weight)] > 1:
-                if kind not in _ADDED:
+                if kind in _ADDED:
+                    vectors.append(weight)
+                else:
                     edges.append(_Edge(weight, CONSTANT, weight))
                 continue
             uses = [e for e in equations if weight in e.powers]
@@ -108,6 +110,19 @@ class Reduction:
             else:
                 if uses:
                     edges.append(_Edge(weight, CONSTANT, weight))
+        # A vector that is reshaped, for example, and then multiplies.
+        reached = {self.find(edge.target) for edge in edges}
+        used = {
+            self.find(x)
+            for e in equations
+            for x, power in e.powers.items()
+            if power < 0
+        }
+        for weight in vectors:
+            root = self.find(weight)
+            if root in used - reached:
+                edges.append(_Edge(weight, CONSTANT, weight))
+                reached.add(root)
         return edges, replaced
 
     def _reduce(self):
