@@ -47,13 +47,13 @@ def check_scaling(model: keras.Model, seed: int = 0) -> None:
     >>> check_scaling(model)
     """
     check_model(model)
-    graph, system, reduction = seen_as_shown(model)
+    graph, unknowns, reduction = seen_as_shown(model)
     trial = Trial(reduction, np.random.default_rng(seed))
     for function in reversed(graph.functions):
-        _check_function(model, graph, system, trial, function)
+        _check_function(model, graph, unknowns, trial, function)
 
 
-def _check_function(model, graph, system, trial, function):
+def _check_function(model, graph, unknowns, trial, function):
     trace = graph.traces.get(id(function))
     stand_ins = {} if trace is None else trace.weights
     calls = [
@@ -63,9 +63,9 @@ def _check_function(model, graph, system, trial, function):
         if is_float(tensor.dtype) and id(tensor) not in stand_ins
     ]
     tensors = [tensor for tensor, _ in calls]
-    numbers = {id(x): system.number_of(function, x) for x in tensors}
+    numbers = {id(x): unknowns.number_of(function, x) for x in tensors}
     powers = {key: trial.log2_of(number) for key, number in numbers.items()}
-    weights = trial.values_of(system.weights)
+    weights = trial.values_of(unknowns.weights)
     for training in (False, True):
         before, after = _tried(
             model, function, trace, tensors, weights, powers, trial, training

@@ -63,8 +63,8 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     check_model(model)
     opaque: dict[int, str] = {}
     while True:
-        graph, system, reduction = seen_as_shown(model, opaque)
-        untrue = find_untrue(graph, system, reduction)
+        graph, unknowns, reduction = seen_as_shown(model, opaque)
+        untrue = find_untrue(graph, unknowns, reduction)
         if not untrue:
             return reduction.groups()
         for claim, why in untrue:
@@ -95,8 +95,8 @@ def seen_as_shown(model, opaque=types.MappingProxyType({})):
             f"Received: model={model.name!r} of class {type(model).__name__}, "
             f"built={model.built}"
         )
-    system = collect(model, graph)
-    return graph, system, reduced(model, system)
+    unknowns = collect(model, graph)
+    return graph, unknowns, reduced(model, unknowns)
 
 
 def _expected(model, graph):
@@ -123,7 +123,7 @@ def collect(model, graph):
     collected.add_reads()
     collected.pin_ends()
     collected.pin_weights()
-    return collected.system
+    return collected.unknowns
 
 
 class _Collected:
@@ -131,7 +131,7 @@ class _Collected:
         self.model = model
         self.named = named_weights(model)
         self.graph = graph
-        self.system = System()
+        self.unknowns = System()
         self.entered = {id(graph.root)}
         self.readers = []  # what may run code of the user: layers, calls, functions
         self.prefixes = collections.defaultdict(str)
@@ -140,7 +140,7 @@ class _Collected:
 
     def add_call(self, function, node):
         """Adds what one call does to scale."""
-        system, graph = self.system, self.graph
+        unknowns, graph = self.unknowns, self.graph
         layer = unwrapped(node.operation)
         inner = graph.inner(node)
         inputs = self._numbers(function, node.input_tensors)
@@ -152,12 +152,12 @@ class _Collected:
         is_shown &= is_layer or id(function) not in graph.traces
         if is_shown and (not is_input or function is graph.root):
             for output in outputs:
-                system.labels[output] = system.labels[output] or name
+                unknowns.labels[output] = unknowns.labels[output] or name
         elif inner is None and not is_input:
-            system.places |= dict.fromkeys(outputs, self._name_of(function, layer))
+            unknowns.places |= dict.fromkeys(outputs, self._name_of(function, layer))
         for part in {node.operation, layer}:
             if getattr(part, "activity_regularizer", None) is not None:
-                system.pin(outputs, part.name, "it has an activity_regularizer")
+                unknowns.pin(outputs, part.name, "it has an activity_regularizer")
         if inner is not None:
             self.prefixes[id(inner)] = f"{name}/"
             self.entered.add(id(inner))
@@ -175,20 +175,20 @@ class _Collected:
             for outer, entry in (*passages[0], *passages[1]):
                 numbers = self._number(function, outer), self._number(inner, entry)
                 powers = zip(numbers, (1, -1), strict=True)
-                self.system.add(
+                self.unknowns.add(
                     *({number: power} for number, power in powers),
                     layer=name,
                     reason="it takes integers",
                 )
             return
         for tensors in (inner.inputs, inner.outputs):
-            numbers = self.system.numbers_of(inner, tensors)
-            self.system.pin(numbers, name, _UNMATCHED)
-        self.system.pin([*inputs, *outputs], name, _UNMATCHED)
+            numbers = self.unknowns.numbers_of(inner, tensors)
+            self.unknowns.pin(numbers, name, _UNMATCHED)
+        self.unknowns.pin([*inputs, *outputs], name, _UNMATCHED)
 
     def _add_relations(self, function, node, layer, inputs, outputs):
         """Adds the relations of a call, or pins all that takes part in it."""
-        system = self.system
+        unknowns = self.unknowns
         relations = relations_of(layer, node)
         name = self._name_of(function, layer)
         if isinstance(relations, str):
@@ -197,7 +197,7 @@ class _Collected:
                 reason = f"{type(layer).__name__} cannot be seen through ({why})"
             leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
             weights = self._numbers(function, leaves)
-            system.pin([*inputs, *outputs, *weights], name, reason, "hidden")
+            unknowns.pin([*inputs, *outputs, *weights], name, reason, "hidden")
             weights = getattr(layer, "weights", ())
             self._pin_weights(weights, f"{name}: {reason}", "hidden")
             return
@@ -206,12 +206,12 @@ class _Collected:
             for x in relation.scaled:
                 if isinstance(x, keras.KerasTensor) and id(x) not in ends:
                     inside = self._number(function, x)
-                    if inside not in system.weights:
-                        system.labels[inside] = f"inside {name}"
+                    if inside not in unknowns.weights:
+                        unknowns.labels[inside] = f"inside {name}"
             for equation in relation.equations:
                 powers = [{self._number(function, x): p} for x, p in equation]
                 kind = "normalized" if relation.normalizes else "pinned"
-                system.add(*powers, layer=name, reason=relation.reason, kind=kind)
+                unknowns.add(*powers, layer=name, reason=relation.reason, kind=kind)
 
     def _name_of(self, function, layer):
         """Returns what a layer is called in reasons; functions by the layer around."""
@@ -259,7 +259,7 @@ class _Collected:
             if id(layer) not in called and inner_function(layer) is None:
                 reason = f"it shares a weight with {layer.name}"
                 self._pin_weights(own_variables(layer), reason)
-        for variable in list(self.system.weights.values()):
+        for variable in list(self.unknowns.weights.values()):
             reason = why_fixed(variable)
             if id(variable) not in self.named:
                 reason = "it is in a bare keras.Function"
@@ -268,7 +268,7 @@ class _Collected:
 
     def pin_ends(self):
         """Pins the ends of the model, and of models called out of sight."""
-        system = self.system
+        unknowns = self.unknowns
         for function in self.graph.functions:
             trace = self.graph.traces.get(id(function))
             inputs, outputs = function.inputs, function.outputs
@@ -282,15 +282,15 @@ class _Collected:
                 continue
             for kind, tensors in (("input", inputs), ("output", outputs)):
                 for number in self._numbers(function, tensors):
-                    layer = system.labels[number] or function.name
-                    system.pin([number], layer, f"an {kind} {where}")
+                    layer = unknowns.labels[number] or function.name
+                    unknowns.pin([number], layer, f"an {kind} {where}")
 
     def _pin_weights(self, variables, reason, kind="pinned"):
         for variable in variables:
             kernel = self.named.get(id(variable))
             name = kernel.layer.name if kernel else variable.path.split("/")[0]
-            number = self.system.number_of(None, variable)
-            self.system.pin([number], name, reason, kind)
+            number = self.unknowns.number_of(None, variable)
+            self.unknowns.pin([number], name, reason, kind)
 
     def _numbers(self, function, things):
         """Returns the numbers of those that have a scale."""
@@ -302,7 +302,7 @@ class _Collected:
         trace = self.graph.traces.get(id(function))
         if trace is not None:
             thing = trace.weights.get(id(thing), thing)
-        return self.system.number_of(function, thing)
+        return self.unknowns.number_of(function, thing)
 
 
 _UNMATCHED = "its arguments cannot be matched to its inputs"

@@ -22,9 +22,9 @@ from keras_weissi.symmetry.solvers import supported
 _ADDED = ("other", "lora")
 
 
-def reduced(model, system):
+def reduced(model, unknowns):
     """Returns the `Reduction` of the equations of a model."""
-    reduction = Reduction(system, named_weights(model))
+    reduction = Reduction(unknowns, named_weights(model))
     while reduction.pin_dead_ends():
         pass
     return reduction
@@ -42,19 +42,19 @@ class _Edge:
 class Reduction:
     """Unknowns that are equal make a class, which its smallest member stands for."""
 
-    def __init__(self, system, named):
-        self.system = system
+    def __init__(self, unknowns, named):
+        self.unknowns = unknowns
         self.named = named
-        self.parent = list(range(len(system.labels)))
-        for equation in system.equations:
+        self.parent = list(range(len(unknowns.labels)))
+        for equation in unknowns.equations:
             if equation.is_tie:
                 self._join(*equation.powers)
         self.pins: dict = {}  # of each class, in order
-        for pin in system.pins:
+        for pin in unknowns.pins:
             pins = self.pins.setdefault(self.find(pin.unknown), {})
             pins.setdefault((pin.layer, pin.reason), pin.kind)
-        members = collections.Counter(map(self.find, range(len(system.labels))))
-        equations = [e for e in system.equations if not e.is_tie]
+        members = collections.Counter(map(self.find, range(len(unknowns.labels))))
+        equations = [e for e in unknowns.equations if not e.is_tie]
         self.edges, self.replaced = self._kernel_edges(equations, members)
         self.equations = [
             equation.with_powers(substituted(equation.powers, self.replaced))
@@ -80,7 +80,7 @@ class Reduction:
             Pair of a list of `_Edge`, and of a dict from unknowns to what they equal.
         """
         edges, replaced, vectors = [], {}, []
-        for weight, variable in self.system.weights.items():
+        for weight, variable in self.unknowns.weights.items():
             kind = self.named[id(variable)].kind if id(variable) in self.named else ""
             if self.find(weight) in self.pins or not kind:
                 continue
@@ -172,7 +172,7 @@ class Reduction:
 
     def _because(self, fixed):
         """Tells why the last unknown of an equation is fixed, given the others."""
-        weights = [root for x, root in fixed if x in self.system.weights]
+        weights = [root for x, root in fixed if x in self.unknowns.weights]
         known = weights or [root for _, root in fixed]
         if weights or len(known) == 1:
             return next(iter(self.pins[known[0]]))[1]
@@ -230,26 +230,26 @@ class Reduction:
     def groups(self):
         """Returns the `ScaleGroups`."""
         order = {key: place for place, key in enumerate(self.named)}
-        weights = self.system.weights
+        weights = self.unknowns.weights
         edges = sorted(self.edges, key=lambda e: order[id(weights[e.weight])])
         numbers: dict[int, int] = {}
         for edge in edges:
             for end in (edge.source, edge.target):
                 numbers.setdefault(self.find(end), len(numbers))
         members = collections.defaultdict(list)
-        for x in range(len(self.system.labels)):
+        for x in range(len(self.unknowns.labels)):
             members[self.find(x)].append(x)
         is_edge = {edge.weight for edge in edges}
         for root, all_of in members.items():
             # What is pinned inside a custom layer, between no kernels, says nothing.
-            is_shown = any(self.system.labels[x] for x in all_of)
+            is_shown = any(self.unknowns.labels[x] for x in all_of)
             if is_shown or (root not in self.pins and not set(all_of) <= set(weights)):
                 numbers.setdefault(root, len(numbers))
         groups, roots = [], list(numbers)
         for root in roots:
-            labels = [self.system.labels[x] for x in members[root]]
+            labels = [self.unknowns.labels[x] for x in members[root]]
             if not any(labels):
-                places = [self.system.places.get(x) for x in members[root]]
+                places = [self.unknowns.places.get(x) for x in members[root]]
                 labels = [place and f"inside {place}" for place in places]
             offsets = [
                 weights[x] for x in members[root] if x in weights and x not in is_edge
@@ -289,7 +289,7 @@ class Reduction:
         edges = {edge.weight: edge for edge in self.edges}
         statuses = {}
         for key, kernel in self.named.items():
-            weight = self.system.numbers.get((None, key))
+            weight = self.unknowns.numbers.get((None, key))
             edge = edges.get(weight)
             if weight is None:
                 status = ScaleStatus("hidden", f"in {kernel.layer.name}")
@@ -316,7 +316,7 @@ class Reduction:
         return ScaleStatus(kind, reason if kind == "hidden" else f"{layer}: {reason}")
 
     def _kernel(self, edge):
-        kernel = self.named[id(self.system.weights[edge.weight])]
+        kernel = self.named[id(self.unknowns.weights[edge.weight])]
         # Any other weight that multiplies is like a gamma.
         is_other = kernel.kind in _ADDED
         return dataclasses.replace(kernel, kind="gamma") if is_other else kernel

@@ -51,7 +51,7 @@ class Claim:
     inside: list["Claim"]
 
 
-def find_untrue(graph, system, reduction):
+def find_untrue(graph, unknowns, reduction):
     """Tries all that was seen inside layers, or declared.
 
     Returns:
@@ -62,9 +62,9 @@ def find_untrue(graph, system, reduction):
     trials = [Trial(reduction, np.random.default_rng(seed)) for seed in range(3)]
     root = graph.traces.get(id(graph.root))
     if root is not None:
-        claims = [_claim_of_trace(graph, system, root, root.layer.name)]
+        claims = [_claim_of_trace(graph, unknowns, root, root.layer.name)]
     else:
-        claims = [c for f in graph.functions for c in _claims_in(graph, system, f)]
+        claims = [c for f in graph.functions for c in _claims_in(graph, unknowns, f)]
     return [found for claim in claims for found in _untrue(claim, trials)]
 
 
@@ -77,7 +77,7 @@ def _untrue(claim, trials):
     return inside or [(claim, why)]
 
 
-def _claims_in(graph, system, function, is_inside=False):
+def _claims_in(graph, unknowns, function, is_inside=False):
     if id(function) in graph.traces and not is_inside:
         return []
     found = []
@@ -85,44 +85,44 @@ def _claims_in(graph, system, function, is_inside=False):
         layer = node.operation
         trace = graph.traces.get(id(graph.inner(node)))
         if trace is not None and has_own_code(layer):
-            found.append(_claim_of_trace(graph, system, trace, layer.name))
+            found.append(_claim_of_trace(graph, unknowns, trace, layer.name))
         elif trace is None and is_declared(unwrapped(layer)):
             arguments = (node.arguments.args, node.arguments.kwargs)
             tensors = (*node.input_tensors, *node.output_tensors)
-            scales = {id(x): system.number_of(function, x) for x in tensors}
+            scales = {id(x): unknowns.number_of(function, x) for x in tensors}
             outputs = node.output_tensors
-            weights = _numbered(system, layer.weights)
+            weights = _numbered(unknowns, layer.weights)
             found.append(
                 Claim(layer, layer.name, arguments, scales, outputs, weights, [])
             )
     return found
 
 
-def _claim_of_trace(graph, system, trace, name):
+def _claim_of_trace(graph, unknowns, trace, name):
     function = trace.function
     tensors = (*trace.sources, *function.outputs)
     inside = [
         dataclasses.replace(claim, name=f"{name}/{claim.name}")
-        for claim in _claims_in(graph, system, function, True)
+        for claim in _claims_in(graph, unknowns, function, True)
     ]
-    weights = _numbered(system, trace.layer.weights)
+    weights = _numbered(unknowns, trace.layer.weights)
     for node in nodes_of(function):
-        weights |= _numbered(system, weights_among(node, trace))
+        weights |= _numbered(unknowns, weights_among(node, trace))
     for claim in inside:
         weights |= claim.weights
     return Claim(
         trace.layer,
         name,
         trace.arguments,
-        {id(x): system.number_of(function, x) for x in tensors},
+        {id(x): unknowns.number_of(function, x) for x in tensors},
         function.outputs,
         weights,
         inside,
     )
 
 
-def _numbered(system, variables):
-    numbers = [(system.numbers.get((None, id(v))), v) for v in variables]
+def _numbered(unknowns, variables):
+    numbers = [(unknowns.numbers.get((None, id(v))), v) for v in variables]
     return {number: v for number, v in numbers if number is not None}
 
 

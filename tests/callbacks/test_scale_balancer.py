@@ -193,7 +193,9 @@ def test_says_before_training_that_it_can_not_be_done():
         model.compile("sgd", loss)
         with pytest.raises(ValueError, match="Expected a model that can be seen throu"):
             fit(model, 1, ScaleBalancer())
-        assert int(model.optimizer.iterations) == 0
+        # On TensorFlow, only the first step builds it.
+        is_late = not is_called and BACKEND == "tensorflow"
+        assert int(model.optimizer.iterations) == int(is_late)
     model = make_model(optimizer=optimizers.Ftrl(0.1))
     weights = weights_of(model)
     with pytest.raises(ValueError, match="argument `optimizer`.*Received: Ftrl"):
@@ -283,7 +285,8 @@ def test_a_layer_that_is_frozen_during_fit_is_left_as_it_is():
     balancer = ScaleBalancer()
     fit(model, 3, Freeze(), balancer)
     np.testing.assert_array_equal(to_numpy(frozen.kernel), kernels[-1])
-    first, *others = balancer.record
+    start, first, *others = balancer.record
+    assert start["epoch"] == 0
     assert first["before/d1"] != first["after/d1"]
     assert all(row["before/d1"] == row["after/d1"] for row in others)
 
@@ -304,7 +307,8 @@ def test_a_model_without_a_free_scale_is_named_once():
     assert len([w for w in caught if "ScaleBalancer" in str(w.message)]) == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "ScaleBalancer")
-        history = make("relu").fit(X, y, verbose=0, callbacks=[ScaleBalancer()])
+        balancer = ScaleBalancer(start=False)
+        history = make("relu").fit(X, y, verbose=0, callbacks=[balancer])
     assert history.history["scale_shift"][0] > 0
 
 
