@@ -55,8 +55,9 @@ class ScaleBalancer(keras.callbacks.Callback):
             each kernel its norm, `before/<name>` and `after/<name>`.
 
     Raises:
-        ValueError: If an argument is invalid or, when `fit` begins, if the model is
-            subclassed, or if it is not known how the state of its optimizer scales.
+        ValueError: If an argument is invalid or, when `fit` begins, if `scale_groups`
+            does not take the model, or it is not known how the state of its optimizer
+            scales.
 
     Example:
 

@@ -86,7 +86,7 @@ def invariant_coefficients(
     that `regularize` leaves out get none. All this holds for norms above `min_norm`.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`.
+        model: A built `keras.Model` that `scale_groups` takes.
         include_normalized: bool, the same as for `regularize`: whether kernels
             directly before a normalization layer are penalized. Defaults to `False`.
 
@@ -95,8 +95,7 @@ def invariant_coefficients(
         them.
 
     Raises:
-        ValueError: If the model is not built or is a subclassed one, or if an argument
-            is invalid.
+        ValueError: If `scale_groups` does not take the model, or an argument is invalid.
 
     Example:
 

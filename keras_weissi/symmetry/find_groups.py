@@ -26,24 +26,32 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     If every tensor of a free group is multiplied by one factor, of any size above 0,
     and every kernel by the factor of its output over that of its input, the model
     still computes the same. Layers not known to be homogeneous pin the groups they
-    touch (fix their factor at 1), as do frozen layers, and the model's inputs and
-    outputs.
+    touch (fix their factor at 1), as do the model's inputs and outputs. Where layers
+    multiply tensors, factors depend on each other: `relations` lists these.
 
-    What the code of custom layers, `Lambda`s and activations uses is found by running
-    it, without values or on ones; what it changes is put back, as far as Python objects
-    and Keras go. Not seen are weights that it uses for other inputs only or in other
-    threads, and other models: if they share layers with this one, scaling it changes
-    them.
+    Custom layers, attention, `Lambda`s and subclassed models are seen through: their
+    `call` is run on symbolic tensors, and what it shows is tried on random numbers, in
+    training and without. Code that cannot be seen through pins what it uses, which is
+    found by running it, without values or on ones. What the code changes is put back,
+    as far as Python objects and Keras go. Not seen is what it does for other inputs
+    only or in other threads, and other models: if they share layers with this one,
+    scaling it changes them.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`, nested ones included.
+        model: A built `keras.Model`. A subclassed one must have been called on data,
+            take one argument besides `training` and `mask`, and be trained by Keras's
+            own `train_step` and `compute_loss`.
 
     Returns:
         `ScaleGroups`, which prints as two tables.
 
     Raises:
-        ValueError: If the model is not built, or if it is a subclassed one, of which
-            Keras does not know the calls inside.
+        ValueError: If the model is not built, or cannot be seen through, or if what
+            `register_scaling` declares of a layer does not hold.
+
+    Warns:
+        UserWarning: If the outputs of a layer do not scale as its code shows. No scale
+            is shifted through it then.
 
     Example:
 

@@ -56,7 +56,7 @@ def shift_scales(
     can make them overflow.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`.
+        model: A built `keras.Model` that `scale_groups` takes.
         factors: Dict from the names of layers (or of kernels, as `scale_groups` prints
             them) to floats above 0. Others default to 1. The name of a normalization
             means its gamma. A layer's two kernels get the square root of its factor.
@@ -114,7 +114,7 @@ def balance_scales(
     A second call changes nothing: differences of a few rounding errors are ignored.
 
     Args:
-        model: A built Sequential or Functional `keras.Model`.
+        model: A built `keras.Model` that `scale_groups` takes.
         optimizer: bool or `keras.optimizers.Optimizer`. Whether to rescale the state of
             the optimizer that the model is compiled with, or of the one given. If a
             weight is multiplied by `c`, its gradients are divided by `c` from now on,
@@ -128,8 +128,8 @@ def balance_scales(
         `KernelTable` of `RescalingRow`, one per kernel. It prints as a table.
 
     Raises:
-        ValueError: If the model is a subclassed one, a norm is not finite, or it is not
-            known how the state of the optimizer scales.
+        ValueError: If `scale_groups` does not take the model, a norm is not finite, or
+            it is not known how the state of the optimizer scales.
         RuntimeError: If norms are so far apart that the scales are not found. In either
             case, no weight is changed.
 
