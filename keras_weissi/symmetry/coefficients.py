@@ -95,7 +95,8 @@ def invariant_coefficients(
         them.
 
     Raises:
-        ValueError: If `scale_groups` does not take the model, or an argument is invalid.
+        ValueError: If `scale_groups` does not take the model, or an argument is
+            invalid.
 
     Example:
 

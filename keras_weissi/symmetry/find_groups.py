@@ -76,8 +76,9 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
         if not untrue:
             return reduction.groups()
         for claim, why in untrue:
-            kind = type(claim.layer).__name__
-            if is_declared(claim.layer):
+            layer = unwrapped(claim.layer)
+            kind = type(layer).__name__
+            if is_declared(layer):
                 raise ValueError(
                     f"Invalid scaling registered for {kind}. Expected relations that "
                     f"hold for layer {claim.name!r}. Received: {why}"
