@@ -5,7 +5,12 @@ import types
 
 import keras
 
-from keras_weissi._utils.keras_private import functional_of, inputs_struct, nodes_of
+from keras_weissi._utils.keras_private import (
+    functional_of,
+    inputs_struct,
+    mask_of,
+    nodes_of,
+)
 from keras_weissi.model.homogeneity import (
     NORMALIZATIONS,
     is_homogeneous,
@@ -74,9 +79,12 @@ class Graph:
         inner = self._inner[id(node)]
         trace = self.traces.get(id(inner))
         if trace is not None:
-            if len(node.input_tensors) != len(trace.sources):
+            # Keras may or may not have noted the masks among the arguments.
+            masks = {id(mask_of(x)) for x in node.input_tensors}
+            tensors = [x for x in node.input_tensors if id(x) not in masks]
+            if len(tensors) != len(trace.sources):
                 return None
-            entries = list(zip(node.input_tensors, trace.sources, strict=True))
+            entries = list(zip(tensors, trace.sources, strict=True))
         else:
             entries = entries_of(node, inner)
         if entries is None or len(node.output_tensors) != len(inner.outputs):

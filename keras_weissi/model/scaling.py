@@ -132,10 +132,10 @@ def register_scaling(layer_class: type, function: Declaration | None) -> None:
     ...     return [Relation.kernel(layer.w, inputs[0], outputs[0])]
     >>> register_scaling(Twice, scaling)
     >>> model = keras.Sequential(
-    ...     [keras.Input((4,)), Twice(name="twice"), keras.layers.Dense(2)]
+    ...     [keras.Input((4,)), Twice(name="twice"), keras.layers.Dense(2, name="out")]
     ... )
     >>> [edge.kernel.name for edge in scale_groups(model).edges]
-    ['twice', 'dense']
+    ['twice', 'out']
     """
     is_class = isinstance(layer_class, type) and issubclass(layer_class, keras.Layer)
     if not is_class:
