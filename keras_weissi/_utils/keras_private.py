@@ -31,6 +31,7 @@ def leaving_no_traces():
     """
     names = ("object_name_uids", "uninitialized_variables", "name_scope_stack")
     before = [copy.copy(global_state.get_global_attribute(name)) for name in names]
+    generator = global_state.get_global_attribute("global_seed_generator")
     seeds = random.getstate()
     try:
         yield
@@ -38,6 +39,7 @@ def leaving_no_traces():
         random.setstate(seeds)
         for name, value in zip(names, before, strict=True):
             global_state.set_global_attribute(name, value)
+        global_state.set_global_attribute("global_seed_generator", generator)
 
 
 def nodes_of(function):

@@ -112,12 +112,9 @@ class Reduction:
                     edges.append(_Edge(weight, CONSTANT, weight))
         # A vector that is reshaped, for example, and then multiplies.
         reached = {self.find(edge.target) for edge in edges}
-        used = {
-            self.find(x)
-            for e in equations
-            for x, power in e.powers.items()
-            if power < 0
-        }
+        # The first unknown of an equation is what the layer returns.
+        reached |= {self.find(next(iter(e.powers))) for e in equations}
+        used = {self.find(x) for e in equations for x in e.powers}
         for weight in vectors:
             root = self.find(weight)
             if root in used - reached:

@@ -131,7 +131,10 @@ def check_scales(model, *basis):
     known = len(inputs) + len(weights)
     rows = [(*row[:known], *row[known:] * len(outputs)) for row in basis]
     rows = np.array(rows, float).reshape(len(basis), len(ends)).T
-    rank = np.linalg.matrix_rank
+
+    def rank(rows):  # NumPy 2.0 raises where there is nothing
+        return np.linalg.matrix_rank(rows) if rows.size else 0
+
     both = np.hstack([allowed, rows])
     assert rank(allowed) == rank(rows) == rank(both) == len(basis), allowed
     before = outputs_at(model)
