@@ -157,10 +157,19 @@ def test_exact_balancing_changes_no_bit(spec, seed, is_subclassed):
     check_equal(weights_of(model), weights)
 
 
-def random_numbers():
-    """The next random numbers of all sources that layers may use."""
-    keras_number = keras.random.uniform(())
-    return random.random(), np.random.random(), float(to_numpy(keras_number))
+def random_numbers(seed):
+    """The next random numbers of all sources that layers may use, from a seed on."""
+    keras.utils.set_random_seed(seed)
+    return lambda: (
+        random.random(),
+        np.random.random(),
+        float(to_numpy(keras.random.uniform(()))),
+    )
+
+
+def are_seeded():
+    """Whether `set_random_seed` reaches all of them, which it does not in Keras 3.8."""
+    return random_numbers(0)() == random_numbers(0)()
 
 
 def next_names():
@@ -193,12 +202,13 @@ def test_what_is_looked_at_or_refused_stays_as_it_was(spec, seed, is_subclassed)
     weights, before = weights_of(model), contents(model)
     state = [to_numpy(v) + 0 for v in model.non_trainable_variables]
     names = [next_names() for _ in range(2)][1]  # as the first may have no number
+    are_seeded_in_all = are_seeded()
     for function in (scale_groups, check_scaling):
-        keras.utils.set_random_seed(seed % 1000)
-        numbers = random_numbers()
-        keras.utils.set_random_seed(seed % 1000)
+        numbers = random_numbers(seed % 1000)()
+        again = random_numbers(seed % 1000)
         function(model)
-        assert random_numbers() == numbers
+        count = 3 if are_seeded_in_all else 2
+        assert again()[:count] == numbers[:count]
         assert contents(model) == before
     for edge in scale_groups(model).edges[:3]:
         with pytest.raises(ValueError, match="argument `factors"):
