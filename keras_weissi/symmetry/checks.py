@@ -11,7 +11,7 @@ from keras_weissi.model.operations import is_float
 from keras_weissi.model.reads import described, in_mode, symbols_in
 from keras_weissi.symmetry.find_groups import seen_as_shown
 from keras_weissi.symmetry.verify import (
-    SIZES,
+    TRIES,
     Trial,
     is_close,
     random_values,
@@ -87,8 +87,8 @@ def _tried(model, function, trace, tensors, weights, powers, trial, training):
     symbols = symbols_in(function.inputs)
     stand_ins = {} if trace is None else trace.weights
     error = ""
-    for size in SIZES:
-        values = random_values(function.inputs, size, trial.rng)
+    for size, ids in TRIES:
+        values = random_values(function.inputs, size, ids, trial.rng)
         results = []
         try:
             for pairs, shift in zip(weights, ({}, powers), strict=True):

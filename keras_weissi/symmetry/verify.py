@@ -22,7 +22,9 @@ from keras_weissi.model.trace import has_own_code
 from keras_weissi.model.walk import layers_of
 
 # What unknown dimensions count as, tried in turn.
-SIZES = (2, 12, 1, 64)
+_SIZES = (2, 12, 1, 64)
+# Pairs of these, and of how many ids there are. A table may have a single row.
+TRIES = [(size, ids) for size in _SIZES for ids in (2, 1)]
 # Weights of more elements are tried as they are; smaller ones, which may be all 0 or 1
 # at the start, are moved by noise.
 _SMALL = 4096
@@ -181,8 +183,8 @@ def _what_is_wrong(claim, trial):
     powers = {key: trial.log2_of(x) for key, x in claim.scales.items()}
     before, after = trial.values_of(claim.weights)
     error = ""
-    for size in SIZES:
-        values = random_values(claim.arguments, size, trial.rng)
+    for size, ids in TRIES:
+        values = random_values(claim.arguments, size, ids, trial.rng)
         try:
             for training in (False, True):
                 one = _outputs(claim, values, before, training, {})
@@ -213,7 +215,7 @@ def is_close(actual, expected, dtype):
         return bool(np.isclose(actual, expected, 0.0, atol, equal_nan=True).all())
 
 
-def random_values(arguments, size, rng):
+def random_values(arguments, size, ids, rng):
     """Draws a value for each symbolic tensor, and for its mask."""
     values = {}
     for key, x in symbols_in(arguments).items():
@@ -223,7 +225,7 @@ def random_values(arguments, size, rng):
         elif keras.backend.standardize_dtype(x.dtype) == "bool":
             value = np.ones(shape, bool)
         else:
-            value = rng.integers(0, 2, shape)
+            value = rng.integers(0, ids, shape)
         values[key] = keras.ops.convert_to_tensor(value, x.dtype)
     return values
 
