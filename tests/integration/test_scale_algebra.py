@@ -61,9 +61,23 @@ def check_results(actual, expected, limit):
         assert np.isfinite(other).all() and relative_error(one, other) <= limit
 
 
-def limit_of(dtype):
+def limit_of(model, dtype, before):
+    """How far outputs may move: more only where rounding the weights moves them too.
+
+    Sums of products of large numbers, in front of a softmax, can be that sensitive.
+    """
     # Keras computes in float32 here and there, but for TensorFlow.
-    return 1e-12 if dtype == "float64" and BACKEND == "tensorflow" else 1e-5
+    is_exact = dtype == "float64" and BACKEND == "tensorflow"
+    eps = np.finfo(dtype if is_exact else "float32").eps
+    values = [to_numpy(v) + 0 for v in model.trainable_variables]
+    rng = np.random.default_rng(0)
+    for variable, value in zip(model.trainable_variables, values, strict=True):
+        variable.assign(value * (1 + eps * rng.normal(size=value.shape)))
+    moved = map(relative_error, results(model, dtype), before)
+    limit = max(1e-12 if is_exact else 1e-5, 30 * max(moved))
+    for variable, value in zip(model.trainable_variables, values, strict=True):
+        variable.assign(value)
+    return limit
 
 
 def weighted_log_norm(model):
@@ -131,13 +145,14 @@ def test_free_scales_of_each_block(kind):
 def test_shifts_and_balancing_leave_the_outputs(spec, seed, is_subclassed, dtype):
     model = build(spec, seed, is_subclassed, dtype)
     before, log_norm = results(model, dtype), weighted_log_norm(model)
+    limit = limit_of(model, dtype, before)
     rng = np.random.default_rng(seed)
     for change in (
         lambda: shift_scales(model, scale_groups(model).random_factors(rng)),
         lambda: balance_scales(model),
     ):
         change()
-        check_results(results(model, dtype), before, limit_of(dtype))
+        check_results(results(model, dtype), before, limit)
         if dtype == "float64":
             assert abs(weighted_log_norm(model) - log_norm) < 1e-10
     weights = weights_of(model)
