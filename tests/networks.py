@@ -7,11 +7,16 @@ import blocks
 import keras
 import numpy as np
 from blocks import WIDTH
-from helpers import BACKEND, outputs_of, relative_error
+from helpers import BACKEND, norm_of, outputs_of, relative_error
 from hypothesis import strategies as st
 from keras import layers
 
-from keras_weissi import balance_scales, scale_groups, shift_scales
+from keras_weissi import (
+    balance_scales,
+    invariant_coefficients,
+    scale_groups,
+    shift_scales,
+)
 
 ACTIVATIONS = ("linear", "relu", "leaky_relu")
 BLOCKS = (
@@ -221,3 +226,13 @@ def check_symmetry(model, x, seed=0):
         for one, other in zip(before, after, strict=True):
             assert relative_error(other, one) < 2e-5
     return report
+
+
+def weighted_log_norm(model):
+    """The sum of the log norms with the coefficients that make it invariant."""
+    c = invariant_coefficients(model, include_normalized=True).table
+    c = {row.name: row.coefficient for row in c}
+    return sum(
+        c[edge.kernel.name] * np.log(norm_of(edge.kernel.variable))
+        for edge in scale_groups(model).edges
+    )

@@ -22,14 +22,10 @@ from keras_weissi.model.scaling import Relation
 # - fixed, softmax, sigmoid: no multiple of what comes in gives a multiple;
 # - attention: what multiplies the queries and the keys must cancel.
 _OPS = (
-    (
-        "one",
-        "absolute amax amin convert_to_tensor copy cumsum diagonal",
-        lambda f, x: f(x),
-    ),
+    ("one", "absolute amax amin convert_to_tensor copy cumsum", lambda f, x: f(x)),
     ("one", "flip leaky_relu max mean median min negative ravel", lambda f, x: f(x)),
     ("one", "relu rot90 sort squeeze std stop_gradient sum trace", lambda f, x: f(x)),
-    ("one", "transpose tril triu unstack", lambda f, x: f(x)),
+    ("one", "diagonal transpose tril triu unstack", lambda f, x: f(x)),
     ("one", "expand_dims get_item repeat roll split tile", lambda f, x: f(x, 1)),
     ("one", "adaptive_average_pool adaptive_max_pool", lambda f, x: f(x, (1, 1))),
     ("one", "average_pool max_pool", lambda f, x: f(x, 1)),
@@ -145,7 +141,11 @@ def relations_of_op(operation, node, is_homogeneous):
             return [Relation.power(outputs[0], first, others[-1])]
     elif kind == "ratio":
         above, below = (x if has_scale(x) else None for x in leaves[:2])
-        return [_ratio(outputs[0], above, below)]
+        if above is None:
+            return [Relation.power(outputs[0], below, -1)]
+        if below is None:
+            return [Relation.keep(outputs[0], above)]
+        return [Relation.ratio(outputs[0], above, below)]
     elif kind == "sum":
         reason = "something is added that has no scale"
         return [Relation.fixed(*scaled, *outputs, reason=reason)]
@@ -180,10 +180,3 @@ def is_zero(value):
 def is_number(values):
     """Whether a list holds one number."""
     return [isinstance(value, numbers.Real) for value in values] == [True]
-
-
-def _ratio(output, above, below):
-    powers = [(output, 1)]
-    powers += [] if above is None else [(above, -1)]
-    powers += [] if below is None else [(below, 1)]
-    return Relation((tuple(powers),))

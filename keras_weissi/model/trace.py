@@ -192,9 +192,8 @@ class _Recorder:
 
     def __init__(self, size):
         self.size = size  # what unknown dimensions count as
-        self.inside: dict[
-            int, Trace
-        ] = {}  # the traces by the ids of what the calls return
+        # The traces, by the ids of what the calls return.
+        self.inside: dict[int, Trace] = {}
         self.alive: list[Any] = []  # what is returned, so that no id is used again
         self.read: dict = collections.defaultdict(dict)  # variables, by layer
         self.storages: set[int] = set()

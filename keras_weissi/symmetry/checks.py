@@ -68,7 +68,7 @@ def _check_function(model, graph, unknowns, trial, function):
     weights = trial.values_of(unknowns.weights)
     for training in (False, True):
         before, after = _tried(
-            model, function, trace, tensors, weights, powers, trial, training
+            model, function, stand_ins, tensors, weights, powers, trial, training
         )
         for (tensor, operation), y, z in zip(calls, before, after, strict=True):
             factor = 2.0 ** powers[id(tensor)]
@@ -82,10 +82,9 @@ def _check_function(model, graph, unknowns, trial, function):
                 )
 
 
-def _tried(model, function, trace, tensors, weights, powers, trial, training):
+def _tried(model, function, stand_ins, tensors, weights, powers, trial, training):
     """Evaluates tensors before and after the shift."""
     symbols = symbols_in(function.inputs)
-    stand_ins = {} if trace is None else trace.weights
     error = ""
     for size, ids in TRIES:
         values = random_values(function.inputs, size, ids, trial.rng)

@@ -182,10 +182,9 @@ class _Collected:
         passages, name = self.graph.passages(node), node.operation.name
         if passages is not None:
             for outer, entry in (*passages[0], *passages[1]):
-                numbers = self._number(function, outer), self._number(inner, entry)
-                powers = zip(numbers, (1, -1), strict=True)
                 self.unknowns.add(
-                    *({number: power} for number, power in powers),
+                    {self._number(function, outer): 1},
+                    {self._number(inner, entry): -1},
                     layer=name,
                     reason="it takes integers",
                 )

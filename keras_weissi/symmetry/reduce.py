@@ -209,8 +209,7 @@ class Reduction:
         An unused output of a nested model has no kernel after it, for example.
         """
         changes = [self.change_of(edge) for edge in self.edges]
-        _, factors = _matrix(changes)
-        is_supported = supported(factors, np.full(len(changes), True))
+        is_supported = supported(_matrix(changes), np.full(len(changes), True))
         dead = [e for e, ok in zip(self.edges, is_supported, strict=True) if not ok]
         if not dead:
             return False
@@ -259,7 +258,6 @@ class Reduction:
                     tuple(offsets) if root not in self.pins else (),
                 )
             )
-        free, directions = _matrix([self.value_of(root) for root in roots])
         relations = []
         for equation in self.equations:
             powers = sorted((numbers[x], p) for x, p in equation.powers.items())
@@ -277,7 +275,7 @@ class Reduction:
                 for edge in edges
             ],
             list(dict.fromkeys(relations)),
-            directions,
+            _matrix([self.value_of(root) for root in roots]),
             self._statuses(),
         )
 
@@ -324,11 +322,11 @@ _BY_OTHERS = "all that it is multiplied with is fixed"
 
 
 def _matrix(rows):
-    """Returns the unknowns in rows of powers, and the powers as an array."""
+    """Returns rows of powers as an array, with a column for each unknown in them."""
     unknowns = sorted({x for row in rows for x in row})
     place = {x: i for i, x in enumerate(unknowns)}
     matrix = np.zeros((len(rows), len(unknowns)))
     for i, row in enumerate(rows):
         for x, power in row.items():
             matrix[i, place[x]] = float(power)
-    return unknowns, matrix
+    return matrix

@@ -116,7 +116,7 @@ def nearest_integers(changes, directions, log_norms, solution):
         Float64 array, one element per free scale.
     """
     steps = [
-        math.lcm(*(Fraction(x).limit_denominator(10**6).denominator for x in column))
+        math.lcm(*(_exact(x).denominator for x in column))
         for column in np.vstack([directions, changes]).T.tolist()
     ]
     moved = solution != 0
@@ -238,27 +238,26 @@ def _basis(changes, held, moved):
 
     Without directions that move none of the kernels `moved`.
     """
-    count = changes.shape[1]
     basis = _null_space(changes[held])
     # A column that others make up moves nothing by itself.
-    solved = solve(
-        [
-            {i: Fraction(x).limit_denominator(10**6) for i, x in enumerate(row) if x}
-            for row in (changes[moved] @ basis).tolist()
-        ]
+    return basis[:, sorted(_solved(changes[moved] @ basis))]
+
+
+def _solved(rows):
+    """Solves `rows @ x = 0` exactly, see `elimination.solve`."""
+    return solve(
+        [{i: _exact(x) for i, x in enumerate(row) if x} for row in rows.tolist()]
     )
-    return basis[:, sorted(solved)] if count else basis
+
+
+def _exact(x):
+    return Fraction(x).limit_denominator(10**6)
 
 
 def _null_space(rows):
     """Returns a basis of the null space of an array of fractions, as columns."""
     count = rows.shape[1]
-    solved = solve(
-        [
-            {i: Fraction(x).limit_denominator(10**6) for i, x in enumerate(row) if x}
-            for row in rows.tolist()
-        ]
-    )
+    solved = _solved(rows)
     free = [i for i in range(count) if i not in solved]
     basis = np.zeros((count, len(free)))
     basis[free, np.arange(len(free))] = 1.0

@@ -11,14 +11,13 @@ import keras
 import networks
 import numpy as np
 import pytest
-from helpers import BACKEND, norm_of, outputs_of, relative_error, to_numpy, weights_of
+from helpers import BACKEND, outputs_of, relative_error, to_numpy, weights_of
 from hypothesis import strategies as st
 from keras import layers
 from random_examples import examples
 
 from keras_weissi import (
     balance_scales,
-    invariant_coefficients,
     scale_groups,
     shift_scales,
 )
@@ -80,15 +79,6 @@ def limit_of(model, dtype, before):
     return limit
 
 
-def weighted_log_norm(model):
-    c = invariant_coefficients(model, include_normalized=True).table
-    c = {row.name: row.coefficient for row in c}
-    return sum(
-        c[edge.kernel.name] * np.log(norm_of(edge.kernel.variable))
-        for edge in scale_groups(model).edges
-    )
-
-
 def check_equal(actual, expected):
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -144,7 +134,7 @@ def test_free_scales_of_each_block(kind):
 @examples(100, wide=float64, some=4, **float32)
 def test_shifts_and_balancing_leave_the_outputs(spec, seed, is_subclassed, dtype):
     model = build(spec, seed, is_subclassed, dtype)
-    before, log_norm = results(model, dtype), weighted_log_norm(model)
+    before, log_norm = results(model, dtype), networks.weighted_log_norm(model)
     limit = limit_of(model, dtype, before)
     rng = np.random.default_rng(seed)
     for change in (
@@ -154,7 +144,7 @@ def test_shifts_and_balancing_leave_the_outputs(spec, seed, is_subclassed, dtype
         change()
         check_results(results(model, dtype), before, limit)
         if dtype == "float64":
-            assert abs(weighted_log_norm(model) - log_norm) < 1e-10
+            assert abs(networks.weighted_log_norm(model) - log_norm) < 1e-10
     weights = weights_of(model)
     assert all(row.factor == 1.0 for row in balance_scales(model))
     check_equal(weights_of(model), weights)

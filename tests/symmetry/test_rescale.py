@@ -20,7 +20,6 @@ from keras import layers, optimizers
 from keras_weissi import (
     WEISSI,
     balance_scales,
-    invariant_coefficients,
     scale_groups,
     shift_scales,
 )
@@ -50,15 +49,6 @@ def data(dtype, rows=7):
     return x.astype(dtype)
 
 
-def weighted_log_norm(model):
-    c = invariant_coefficients(model, include_normalized=True).table
-    c = {row.name: row.coefficient for row in c}
-    return sum(
-        c[edge.kernel.name] * np.log(norm_of(edge.kernel.variable))
-        for edge in scale_groups(model).edges
-    )
-
-
 def dense(name, activation="relu", **kwargs):
     return layers.Dense(4, activation, name=name, **kwargs)
 
@@ -82,11 +72,11 @@ def test_any_shift_leaves_the_outputs(spec, seed, dtype):
     with precision(dtype):
         model = networks.build(spec, seed, dtype)
         x = data(dtype)
-        before, log_norm = outputs_of(model, x), weighted_log_norm(model)
+        before, log_norm = outputs_of(model, x), networks.weighted_log_norm(model)
         shift_scales(model, networks.random_factors(model, seed))
         assert relative_error(outputs_of(model, x), before) < limit_of(dtype, spec)
         if dtype == "float64":
-            assert abs(weighted_log_norm(model) - log_norm) < 1e-10
+            assert abs(networks.weighted_log_norm(model) - log_norm) < 1e-10
 
 
 @few
@@ -95,12 +85,12 @@ def test_balancing_leaves_the_outputs_and_is_done_after_once(spec, seed, dtype):
     with precision(dtype):
         model = networks.build(spec, seed, dtype)
         x = data(dtype)
-        before, log_norm = outputs_of(model, x), weighted_log_norm(model)
+        before, log_norm = outputs_of(model, x), networks.weighted_log_norm(model)
         shift_scales(model, networks.random_factors(model, seed))
         balance_scales(model)
         assert relative_error(outputs_of(model, x), before) < limit_of(dtype, spec)
         if dtype == "float64":
-            assert abs(weighted_log_norm(model) - log_norm) < 1e-10
+            assert abs(networks.weighted_log_norm(model) - log_norm) < 1e-10
         weights = weights_of(model)
         assert all(row.factor == 1.0 for row in balance_scales(model))
         for one, two in zip(weights, weights_of(model), strict=True):
