@@ -162,6 +162,47 @@ def compile_function(function, variables, run_eagerly=False):
     return lambda: function(values())
 
 
+_MOST_PROGRAMS = 64
+_programs: dict = {}  # of JAX, by their text
+
+
+def compiled_whole(function):
+    """Returns a function of lists of tensors as one program on JAX, else as it is.
+
+    JAX compiles each operation that runs by itself, which takes seconds for those of a
+    layer. What cannot be compiled runs as it is. Equal code is compiled once.
+
+    Args:
+        function: Function that returns a list of tensors.
+    """
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    program = None
+
+    def run(*args):
+        nonlocal program
+        if program is None:
+            try:
+                lowered = jax.jit(function, keep_unused=True).lower(*args)
+                text = lowered.as_text()
+                program = _programs.pop(text, None) or lowered.compile(
+                    compiler_options={
+                        "xla_backend_optimization_level": 0,
+                        "xla_llvm_disable_expensive_passes": True,
+                    }
+                )
+                _programs[text] = program
+                if len(_programs) > _MOST_PROGRAMS:
+                    del _programs[next(iter(_programs))]  # the longest unused
+            except Exception:  # its code asks for values
+                program = function
+        return program(*args)
+
+    return run
+
+
 def storage_of(tensor):
     """Returns what identifies the memory of a tensor or of a backend's variable."""
     backend = keras.backend.backend()

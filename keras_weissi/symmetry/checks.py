@@ -8,16 +8,9 @@ import numpy as np
 from keras_weissi._utils.keras_private import nodes_of
 from keras_weissi._utils.validation import check_model
 from keras_weissi.model.operations import is_float
-from keras_weissi.model.reads import described, in_mode, symbols_in
+from keras_weissi.model.reads import described, in_mode
 from keras_weissi.symmetry.find_groups import seen_as_shown
-from keras_weissi.symmetry.verify import (
-    TRIES,
-    Trial,
-    is_close,
-    random_values,
-    run,
-    scaled_by,
-)
+from keras_weissi.symmetry.verify import TRIES, Code, Trial, is_close, random_values
 
 
 def check_scaling(model: keras.Model, seed: int = 0) -> None:
@@ -66,10 +59,11 @@ def _check_function(model, graph, unknowns, trial, function):
     numbers = {id(x): unknowns.number_of(function, x) for x in tensors}
     powers = {key: trial.log2_of(number) for key, number in numbers.items()}
     weights = trial.values_of(unknowns.weights)
+    variables = [*model.variables, *unknowns.weights.values()]
     for training in (False, True):
-        before, after = _tried(
-            model, function, stand_ins, tensors, weights, powers, trial, training
-        )
+        call = functools.partial(_evaluate, function, stand_ins, tensors, training)
+        code = Code(call, model, function.inputs, variables, training)
+        before, after = _tried(function, code, weights, powers, trial.rng)
         for (tensor, operation), y, z in zip(calls, before, after, strict=True):
             factor = 2.0 ** powers[id(tensor)]
             if not is_close(z, y * factor, tensor.dtype):
@@ -82,32 +76,24 @@ def _check_function(model, graph, unknowns, trial, function):
                 )
 
 
-def _tried(model, function, stand_ins, tensors, weights, powers, trial, training):
+def _tried(function, code, weights, powers, rng):
     """Evaluates tensors before and after the shift."""
-    symbols = symbols_in(function.inputs)
     error = ""
     for size, ids in TRIES:
-        values = random_values(function.inputs, size, ids, trial.rng)
-        results = []
+        values = random_values(code.symbols, size, ids, rng)
+        shifts = zip(({}, powers), weights, strict=True)
         try:
-            for pairs, shift in zip(weights, ({}, powers), strict=True):
-                known = scaled_by(values, symbols, shift)
-                given = {id(variable): value for variable, value in pairs}
-                for key, variable in stand_ins.items():
-                    known[key] = given.get(id(variable), variable.value)
-                call = functools.partial(_evaluate, function, known, tensors, training)
-                results.append(run(call, model, pairs, training))
+            return [code.run(values, shift, given) for shift, given in shifts]
         except Exception as e:
             error = error or described(e)
-        else:
-            return results
     raise ValueError(
         f"Expected {function.name!r} to run on random inputs. Received: {error}"
     )
 
 
-def _evaluate(function, known, tensors, training):
+def _evaluate(function, stand_ins, tensors, training, known):
     """Makes the calls in a function again, and returns the values of its tensors."""
+    known |= {key: variable.value for key, variable in stand_ins.items()}
     for node in nodes_of(function):
         if not node.input_tensors:
             continue  # an input, or a weight in its place
@@ -116,5 +102,6 @@ def _evaluate(function, known, tensors, training):
         )
         named = in_mode(node.operation, kwargs, training)
         outputs = keras.tree.flatten(node.operation(*args, **named))
-        known.update(zip(map(id, node.output_tensors), outputs, strict=False))
+        outputs = filter(keras.ops.is_tensor, outputs)
+        known.update(zip(map(id, node.output_tensors), outputs, strict=True))
     return [known[id(x)] for x in tensors]

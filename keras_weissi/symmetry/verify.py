@@ -11,7 +11,7 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_weissi._utils.backend import without_gradients
+from keras_weissi._utils.backend import compiled_whole, without_gradients
 from keras_weissi._utils.keras_private import mask_of, nodes_of, set_mask
 from keras_weissi.model.graph import unwrapped, weights_among
 from keras_weissi.model.operations import is_float
@@ -71,8 +71,8 @@ def find_untrue(graph, unknowns, reduction):
 
 
 def _untrue(claim, trials):
-    whys = (_what_is_wrong(claim, trial) for trial in trials)
-    why = next(filter(None, whys), "")
+    moving = [trial for trial in trials if trial.moves(claim)]
+    why = _what_is_wrong(claim, moving) if moving else ""
     if not why:
         return []
     inside = [found for part in claim.inside for found in _untrue(part, trials)]
@@ -150,6 +150,10 @@ class Trial:
         value = self.reduction.value_of(unknown)
         return int(sum(power * self.z[x] for x, power in value.items()))
 
+    def moves(self, claim):
+        """Whether it shifts any scale that takes part in a claim."""
+        return any(map(self.log2_of, (*claim.scales.values(), *claim.weights)))
+
     def values_of(self, weights):
         """Draws values for weights: before the shift and after it.
 
@@ -157,41 +161,39 @@ class Trial:
             weights: dict from numbers of unknowns to `keras.Variable`s.
 
         Returns:
-            Pair of lists of pairs of a `keras.Variable` and a value.
+            Pair of dicts from the ids of the variables to tensors.
         """
-        before, after = [], []
+        before, after = {}, {}
         for number, variable in weights.items():
             power = self.log2_of(number)
             if not is_float(variable.dtype):
                 continue
-            value = variable.value
             is_small = math.prod(variable.shape) <= _SMALL and variable.trainable
+            if not power and not is_small:
+                continue
+            # Not on the device, where JAX would compile each operation.
+            value = keras.ops.convert_to_numpy(variable.value)
             if is_small:
-                noise = 0.1 * self.rng.normal(size=variable.shape)
-                value = value + keras.ops.convert_to_tensor(noise, variable.dtype)
-                before.append((variable, value))
-            if power or is_small:
-                factor = keras.ops.convert_to_tensor(2.0**power, variable.dtype)
-                after.append((variable, value * factor))
+                noise = 0.1 * self.rng.normal(size=value.shape)
+                value = (value + noise).astype(value.dtype)
+                before[id(variable)] = _tensor(value, variable)
+            after[id(variable)] = _tensor(value * 2.0**power, variable)
         return before, after
 
 
-def _what_is_wrong(claim, trial):
+def _tensor(value, like):
+    return keras.ops.convert_to_tensor(value, like.dtype)
+
+
+def _what_is_wrong(claim, trials):
     """Tries a claim in training and without; returns "" or what is wrong with it."""
-    if not any(trial.log2_of(x) for x in (*claim.scales.values(), *claim.weights)):
-        return ""
-    powers = {key: trial.log2_of(x) for key, x in claim.scales.items()}
-    before, after = trial.values_of(claim.weights)
     error = ""
     for size, ids in TRIES:
-        values = random_values(claim.arguments, size, ids, trial.rng)
         try:
             for training in (False, True):
-                one = _outputs(claim, values, before, training, {})
-                other = _outputs(claim, values, after, training, powers)
-                for tensor, y, z in zip(claim.outputs, one, other, strict=True):
-                    expected = y * 2.0 ** powers[id(tensor)]
-                    if not is_close(z, expected, tensor.dtype):
+                code = _code_of(claim, training)
+                for trial in trials:
+                    if not _holds(claim, trial, code, size, ids):
                         mode = "training" if training else "inference"
                         return f"in {mode}, its outputs do not scale as it shows"
         except Exception as e:
@@ -199,6 +201,33 @@ def _what_is_wrong(claim, trial):
         else:
             return ""
     return f"it cannot be tried ({error})"
+
+
+def _code_of(claim, training):
+    """Returns the `Code` that a claim is about."""
+    layer = claim.layer
+
+    def call(known):
+        args, kwargs = keras.tree.map_structure(
+            lambda x: known.get(id(x), x), claim.arguments
+        )
+        return layer(*args, **in_mode(layer, kwargs, training))
+
+    variables = [*layer.variables, *claim.weights.values()]
+    return Code(call, layer, claim.arguments, variables, training)
+
+
+def _holds(claim, trial, code, size, ids):
+    """Whether a claim is true for one trial."""
+    powers = {key: trial.log2_of(x) for key, x in claim.scales.items()}
+    values = random_values(code.symbols, size, ids, trial.rng)
+    before, after = trial.values_of(claim.weights)
+    one = code.run(values, {}, before)
+    other = code.run(values, powers, after)
+    return all(
+        is_close(z, y * 2.0 ** powers[id(tensor)], tensor.dtype)
+        for tensor, y, z in zip(claim.outputs, one, other, strict=True)
+    )
 
 
 def is_close(actual, expected, dtype):
@@ -215,72 +244,85 @@ def is_close(actual, expected, dtype):
         return bool(np.isclose(actual, expected, 0.0, atol, equal_nan=True).all())
 
 
-def random_values(arguments, size, ids, rng):
-    """Draws a value for each symbolic tensor, and for its mask."""
+def random_values(symbols, size, ids, rng):
+    """Draws an array for each symbolic tensor, and for its mask."""
     values = {}
-    for key, x in symbols_in(arguments).items():
+    for key, x in symbols.items():
         shape = [size if n is None else n for n in x.shape]
         if is_float(x.dtype):
-            value = rng.normal(size=shape)
+            values[key] = rng.normal(size=shape)
         elif keras.backend.standardize_dtype(x.dtype) == "bool":
-            value = np.ones(shape, bool)
+            values[key] = np.ones(shape, bool)
         else:
-            value = rng.integers(0, ids, shape)
-        values[key] = keras.ops.convert_to_tensor(value, x.dtype)
+            values[key] = rng.integers(0, ids, shape)
     return values
 
 
-def scaled_by(values, symbols, powers):
-    """Multiplies values of tensors by powers of 2, and gives them their masks.
+class Code:
+    """Code of a user, to be run on several values in one mode.
 
     Args:
-        values: dict from the ids of symbolic tensors to tensors.
-        symbols: dict from the ids to the symbolic tensors.
-        powers: dict from the ids to ints, for those that are multiplied.
-    """
-    scaled = {}
-    for key, x in symbols.items():
-        scaled[key] = values[key]
-        if is_float(x.dtype):
-            factor = keras.ops.convert_to_tensor(2.0 ** powers.get(key, 0), x.dtype)
-            scaled[key] = values[key] * factor
-    for key, x in symbols.items():
-        if (mask := mask_of(x)) is not None:
-            set_mask(scaled[key], scaled[id(mask)])
-    return scaled
-
-
-def run(function, layer, weights, training):
-    """Calls a function with other values of the weights, and puts back its traces.
-
-    Args:
-        function: Function without arguments, which returns tensors.
+        function: Function that gets a dict from the ids of symbolic tensors to tensors,
+            and returns tensors.
         layer: The `keras.Layer` whose state is kept.
-        weights: List of pairs of a `keras.Variable` and a value.
+        symbols: A structure with the `keras.KerasTensor`s.
+        variables: List of the `keras.Variable`s whose values matter.
         training: bool.
-
-    Returns:
-        List of arrays.
     """
-    outputs: list[Any] = []
 
-    def call():
-        outputs[:] = keras.tree.flatten(function())
+    def __init__(self, function, layer, symbols, variables, training):
+        self.function = function
+        self.layer = layer
+        self.symbols = symbols_in(symbols)
+        self.variables = list({id(v): v for v in variables}.values())
+        self.training = training
+        self._call = compiled_whole(self._call_as_it_is)
 
-    with (
-        warnings.catch_warnings(),
-        state_kept([layer]),
-        without_gradients(),
-        keras.StatelessScope(state_mapping=weights),
-    ):
-        warnings.simplefilter("ignore")
-        with _no_dropout(layer):
-            Outermost()(function=call, training=training)
-    return [
-        keras.ops.convert_to_numpy(keras.ops.cast(y, _wide(y)))
-        for y in outputs
-        if keras.ops.is_tensor(y)
-    ]
+    def run(self, values, powers, weights):
+        """Runs the code.
+
+        Args:
+            values: dict from the ids of the symbolic tensors to arrays.
+            powers: dict from the ids to ints, the powers of 2 that they are multiplied
+                by; 0 if left out.
+            weights: dict from the ids of variables to tensors, if not their values.
+
+        Returns:
+            List of arrays.
+        """
+        given = []
+        for key, x in self.symbols.items():
+            value = values[key]
+            if is_float(x.dtype):
+                value = value * 2.0 ** powers.get(key, 0)
+            given.append(_tensor(value, x))
+        now = [weights.get(id(v), v.value) for v in self.variables]
+        with without_gradients():
+            outputs = self._call(given, now)
+        return [
+            keras.ops.convert_to_numpy(keras.ops.cast(y, _wide(y))) for y in outputs
+        ]
+
+    def _call_as_it_is(self, given, weights):
+        known = dict(zip(self.symbols, given, strict=True))
+        for key, x in self.symbols.items():
+            if (mask := mask_of(x)) is not None:
+                set_mask(known[key], known[id(mask)])
+        outputs: list[Any] = []
+
+        def call():
+            outputs[:] = keras.tree.flatten(self.function(known))
+
+        mapping = list(zip(self.variables, weights, strict=True))
+        with (
+            warnings.catch_warnings(),
+            state_kept([self.layer]),
+            keras.StatelessScope(state_mapping=mapping),
+        ):
+            warnings.simplefilter("ignore")
+            with _no_dropout(self.layer):
+                Outermost()(function=call, training=self.training)
+        return [y for y in outputs if keras.ops.is_tensor(y)]
 
 
 @contextlib.contextmanager
@@ -295,16 +337,6 @@ def _no_dropout(layer):
     finally:
         for part, rate in zip(dropouts, rates, strict=True):
             vars(part)["rate"] = rate
-
-
-def _outputs(claim, values, weights, training, powers):
-    """Calls the layer with other weights, and with inputs multiplied by powers of 2."""
-    scaled = scaled_by(values, symbols_in(claim.arguments), powers)
-    args, kwargs = keras.tree.map_structure(
-        lambda x: scaled.get(id(x), x), claim.arguments
-    )
-    named = in_mode(claim.layer, kwargs, training)
-    return run(lambda: claim.layer(*args, **named), claim.layer, weights, training)
 
 
 def _wide(x):
