@@ -11,6 +11,7 @@ import random
 
 import keras
 from keras.src.backend.common import global_state, masking
+from keras.src.ops.node import Node
 
 
 def sublayers(layer):
@@ -40,6 +41,31 @@ def leaving_no_traces():
         for name, value in zip(names, before, strict=True):
             global_state.set_global_attribute(name, value)
         global_state.set_global_attribute("global_seed_generator", generator)
+
+
+@contextlib.contextmanager
+def recording_all_calls():
+    """Records calls that Keras refuses to, where symbols meet what is no symbol.
+
+    Those of layers that return `None` besides tensors, as where a cache would be. And
+    `array * symbol` on JAX, which asks the symbol for an array before it lets the
+    symbol multiply.
+    """
+    as_array = keras.KerasTensor.__jax_array__
+    init = Node.__init__
+
+    def init_with_tensors(self, *args, outputs=None, **kwargs):
+        found = keras.tree.flatten(outputs)
+        tensors = [x for x in found if isinstance(x, keras.KerasTensor)]
+        init(self, *args, outputs=tensors, **kwargs)
+
+    try:
+        Node.__init__ = init_with_tensors
+        del keras.KerasTensor.__jax_array__
+        yield
+    finally:
+        Node.__init__ = init
+        keras.KerasTensor.__jax_array__ = as_array
 
 
 def nodes_of(function):

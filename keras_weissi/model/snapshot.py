@@ -13,7 +13,7 @@ import numpy as np
 from keras_weissi._utils.backend import random_state_kept, values_kept
 from keras_weissi._utils.keras_private import leaving_no_traces
 from keras_weissi.model.homogeneity import is_of_keras
-from keras_weissi.model.walk import layers_of
+from keras_weissi.model.walk import layers_of, makes_nothing
 
 _LARGEST_ARRAY = 2**20  # bytes
 _MOST = 10_000  # of what is looked at: code may get at all of a program
@@ -24,7 +24,7 @@ def state_kept(code):
     """Puts back what code changes: attributes, containers, buffers, random numbers.
 
     Of all layers and objects that the code can be seen to use. Layers that are not
-    built raise an error instead, as they would get weights.
+    built raise an error if they would get weights.
 
     Args:
         code: A function, a layer, or a list of them.
@@ -38,7 +38,10 @@ def state_kept(code):
     before = [(thing, _content_of(thing)) for thing in things]
     for thing in things:
         if isinstance(thing, keras.Layer) and not thing.built:
-            vars(thing)["build"] = _refuse_to_build
+            if makes_nothing(thing):
+                vars(thing)["built"] = True
+            else:
+                vars(thing)["build"] = _refuse_to_build
     try:
         with random_state_kept(), leaving_no_traces(), values_kept(things):
             yield

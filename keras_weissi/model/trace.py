@@ -17,6 +17,7 @@ from keras_weissi._utils.keras_private import (
     inputs_struct,
     leaving_no_traces,
     mask_of,
+    recording_all_calls,
     set_mask,
 )
 from keras_weissi.model.homogeneity import is_of_keras
@@ -175,7 +176,11 @@ def _trace(layer, arguments, results=None):
     error = ""
     for size in _SIZES:
         try:
-            with warnings.catch_warnings(), state_kept([layer]):
+            with (
+                warnings.catch_warnings(),
+                state_kept([layer]),
+                recording_all_calls(),
+            ):
                 warnings.simplefilter("ignore")
                 trace = _Recorder(size).trace(layer, arguments)
         except Exception as e:

@@ -67,7 +67,11 @@ def unbuilt_layers(model):
     return [
         (*parents, layer)
         for layer, parents in walk(model)
-        if not layer.built
-        and type(layer).build not in _BUILDS
-        and all(parent.built or type(parent).build in _BUILDS for parent in parents)
+        if not (layer.built or makes_nothing(layer))
+        and all(parent.built or makes_nothing(parent) for parent in parents)
     ]
+
+
+def makes_nothing(layer):
+    """Whether `build` makes no kernel or gamma but those of the layers inside."""
+    return type(layer).build in _BUILDS

@@ -140,3 +140,25 @@ def test_masks_are_attached_to_tensors():
     assert keras_private.mask_of(tensor) is None
     keras_private.set_mask(tensor, "mask")
     assert keras_private.mask_of(tensor) == "mask"
+
+
+def test_calls_are_recorded_that_keras_refuses():
+    class WithCache(layers.Layer):
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype), None
+
+        def call(self, x):
+            return x, None
+
+    x = keras.Input((3,))
+    array = keras.ops.ones((1, 3))
+    with keras_private.recording_all_calls():
+        y, cache = WithCache()(x)
+        assert cache is None
+        assert (array * y).shape == (None, 3)
+    assert keras.Function(x, y).outputs == [y]
+    with pytest.raises(ValueError, match="must be tensors"):
+        WithCache()(x)
+    if keras.backend.backend() == "jax":
+        with pytest.raises(ValueError, match="JAX function"):
+            array * y

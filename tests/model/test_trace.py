@@ -242,3 +242,62 @@ def test_masks_that_keras_passes_by_itself_are_seen():
     x = Masked(name="masked")(x)
     model = keras.Model(inputs, layers.Dense(2)(x))
     assert scale_groups(model).dimension == 1
+
+
+class WithCache(layers.Layer):
+    """Returns `None` besides a tensor, as decoders do where a cache would be."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4, "relu")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x), None
+
+
+class Same(layers.Layer):
+    """Makes no weights."""
+
+    def call(self, x):
+        return ops.absolute(x)
+
+
+class Around(layers.Layer):
+    """Calls these, of which one is not built, and multiplies an array by the other's.
+
+    As Keras is told the shape, it does not run the code to build the model.
+    """
+
+    def __init__(self):
+        super().__init__(name="around")
+        self.inner, self.same, self.last = WithCache(), Same(), layers.Dense(2)
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.last.build((shape[0], 4))
+
+    def compute_output_shape(self, shape):
+        return shape[0], 2
+
+    def call(self, x):
+        y, cache = self.inner(x)
+        assert cache is None
+        return self.last(self.same(ops.full((1, 4), 2.0) * y))
+
+
+def test_calls_are_seen_that_keras_would_not_record():
+    around = Around()
+    model = keras.Sequential([keras.Input((5,)), around])
+    assert not around.same.built
+    before = dict(vars(around.same))
+    groups = scale_groups(model)
+    assert vars(around.same) == before
+    assert groups.dimension == 1
+    parts = [edge.kernel.layer for edge in groups.edges]
+    assert parts == [around.inner.dense, around.last]
+    outputs = outputs_of(model, X)
+    assert balance_scales(model)[0].factor != 1.0
+    assert relative_error(outputs_of(model, X), outputs) < 1e-5
