@@ -20,6 +20,7 @@ from keras_weissi.model.selection import (
 )
 from keras_weissi.regularizers import WEISSI
 from keras_weissi.symmetry.coefficients import find_shares
+from keras_weissi.symmetry.find_groups import scale_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +93,8 @@ def decide_invariant(model, scales, regularizer, layers, include_normalized, rep
         raise invalid("regularizer", expected, regularizer)
     if layers is not None:
         raise invalid("layers", "None, as coefficients are for all kernels", layers)
-    graph, groups = scales.graph, scales.groups
-    shares, _ = find_shares(model, graph, include_normalized, replace, groups)
+    groups = scales.groups or scale_groups(model)  # which says why there are none
+    shares, _ = find_shares(model, scales.graph, groups, include_normalized, replace)
     decisions = [_decide_share(share, regularizer) for share in shares]
     return _completed(decisions)
 

@@ -77,9 +77,10 @@ def after_loading(model, decisions):
         what they are given.
     """
     found: dict[int, Loaded] = {}
+    decided = {id(d.kernel.variable): d for d in decisions}
     for layer in _saved_alone(model):
-        ids = {id(variable) for variable in layer.weights}
-        inside = [d for d in decisions if id(d.kernel.variable) in ids]
+        ids = list(map(id, layer.weights))
+        inside = [decided[key] for key in ids if key in decided]
         if not any(d.is_ours for d in inside) or _is_kept(layer, inside):
             continue
         found.update({key: Loaded(layer) for key in ids})

@@ -167,6 +167,7 @@ def has_scale(x):
     return is_tensor and is_float(x.dtype)
 
 
+@functools.cache  # as Keras looks long at a dtype of its backend
 def is_float(dtype):
     """Whether the dtype is floating-point."""
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype))

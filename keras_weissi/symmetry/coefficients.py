@@ -10,9 +10,8 @@ from keras_weissi._utils.tables import KernelTable
 from keras_weissi._utils.user_warnings import listed_names, shortened
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
-from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import Kernel, attention_around, kernels_and_gammas
-from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.find_groups import graph_and_groups
 from keras_weissi.symmetry.solvers import nearest_coefficients
 
 
@@ -118,10 +117,8 @@ def invariant_coefficients(
     [0.12, 0.06, 0.06, 0.12]
     """
     check_bool(include_normalized, "include_normalized")
-    groups = scale_groups(model)
-    shares, reasons = find_shares(
-        model, Graph(model), include_normalized, False, groups
-    )
+    graph, groups = graph_and_groups(model)
+    shares, reasons = find_shares(model, graph, groups, include_normalized)
     bearing = [share for share in shares if share.left_out is None]
     unseen = [share for share in shares if share.is_unseen]
     table = KernelTable(
@@ -139,17 +136,16 @@ def invariant_coefficients(
     )
 
 
-def find_shares(model, graph, include_normalized, replace=False, groups=None):
-    """Finds what each kernel contributes; the arguments are those of `regularize`.
+def find_shares(model, graph, groups, include_normalized, replace=False):
+    """Finds what each kernel contributes, given the `Graph` and the `ScaleGroups`.
 
-    The `ScaleGroups` may be given if they are known already.
+    The other arguments are those of `regularize`.
 
     Returns:
         Pair of a list of `Share`, one per kernel, and of a list of the reasons why
         plain `WEISSI` is not invariant: functions that return them as str, given how
         many names to list.
     """
-    groups = groups or scale_groups(model)
     edges = groups.edges
 
     def why(kernel):

@@ -68,13 +68,18 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
     >>> [pins for group in groups.pinned for pins in group.pins[:1]]
     [('x', 'an input of the model'), ('classes', 'softmax is not homogeneous')]
     """
+    return graph_and_groups(model)[1]
+
+
+def graph_and_groups(model):
+    """Returns the `Graph` of a model, without what does not hold, and its groups."""
     check_model(model)
     opaque: dict[int, str] = {}
     while True:
         graph, unknowns, reduction = seen_as_shown(model, opaque)
         untrue = find_untrue(graph, unknowns, reduction)
         if not untrue:
-            return reduction.groups()
+            return graph, reduction.groups()
         for claim, why in untrue:
             layer = unwrapped(claim.layer)
             kind = type(layer).__name__

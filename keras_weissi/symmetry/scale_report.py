@@ -1,13 +1,12 @@
 """What reports say of the scales of a model's kernels."""
 
-import functools
 import math
 
 import numpy as np
 
 from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import host_norm, kernels
-from keras_weissi.symmetry.find_groups import scale_groups
+from keras_weissi.symmetry.find_groups import graph_and_groups
 from keras_weissi.symmetry.groups import ScaleStatus
 from keras_weissi.symmetry.solvers import NotSolvedError, balanced_log_scales
 
@@ -20,19 +19,15 @@ class ScaleReport:
 
     Attributes:
         graph: the `Graph` of the model.
+        groups: its `ScaleGroups`, or `None` if it cannot be seen through.
     """
 
     def __init__(self, model):
         self._model = model
-        self.graph = Graph(model)
-
-    @functools.cached_property
-    def groups(self):
-        """The `ScaleGroups` of the model, or `None` if it cannot be seen through."""
         try:
-            return scale_groups(self._model)
+            self.graph, self.groups = graph_and_groups(model)
         except (ValueError, NotSolvedError):
-            return None
+            self.graph, self.groups = Graph(model), None
 
     def status_of(self, kernel):
         """Returns the `ScaleStatus` of a kernel.

@@ -40,6 +40,8 @@ def balanced_log_scales(changes, log_norms):
     Raises:
         NotSolvedError: If the minimum is not found.
     """
+    from scipy.linalg import lstsq
+
     chosen = np.isfinite(log_norms) & changes.any(axis=1)
     used = supported(changes, chosen)
     basis = _basis(changes, chosen & ~used, used)
@@ -49,7 +51,8 @@ def balanced_log_scales(changes, log_norms):
         return np.zeros(changes.shape[1])
     # The start makes all norms as equal as possible: on a chain, it is the solution.
     ones = -np.ones((len(logs), 1))
-    start = np.linalg.lstsq(np.hstack([incidence, ones]), -logs, rcond=None)[0][:-1]
+    # Three times as fast as by singular values, which this need not know.
+    start = lstsq(np.hstack([incidence, ones]), -logs, lapack_driver="gelsy")[0][:-1]
 
     def weights(x):
         exponents = 2 * (incidence @ x + logs)

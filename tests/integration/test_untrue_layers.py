@@ -6,7 +6,7 @@ import pytest
 from helpers import outputs_of, relative_error, weights_of
 from keras import layers, ops
 
-from keras_weissi import balance_scales, scale_groups
+from keras_weissi import WEISSI, balance_scales, regularize, scale_groups
 from keras_weissi.symmetry import Relation, check_scaling, register_scaling
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
@@ -158,3 +158,32 @@ def test_a_declaration_that_contradicts_its_layer_is_refused(place):
         np.testing.assert_array_equal(one, other)
     assert scale_groups(model).dimension == 2
     check_scaling(model)
+
+
+class OnlySymbolicallyNormalized(layers.Layer):
+    """Shows a normalization that it does not do."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.normalization = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.normalization.build(shape)
+
+    def call(self, x):
+        return self.normalization(x) if isinstance(x, keras.KerasTensor) else x
+
+
+def test_what_is_not_normalized_is_not_left_out():
+    liar = OnlySymbolicallyNormalized(name="liar")
+    model = keras.Sequential(
+        [keras.Input((4,)), dense("a", None), liar, dense("b", None)]
+    )
+    for change in (
+        lambda: regularize(model, WEISSI(0.01)),
+        lambda: regularize(model, WEISSI(0.01), invariant=True),
+    ):
+        with pytest.warns(UserWarning, match="through layer 'liar'"):
+            report = change()
+        assert [bool(row.regularizer) for row in report] == [True, True]
+        assert "normalized" not in report[0].scale
