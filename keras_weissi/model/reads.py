@@ -21,7 +21,7 @@ from keras_weissi._utils.backend import (
 )
 from keras_weissi._utils.keras_private import mask_of, set_mask, sublayers
 from keras_weissi.model.homogeneity import is_homogeneous, is_of_keras
-from keras_weissi.model.snapshot import state_kept, used_by
+from keras_weissi.model.snapshot import UnbuiltError, state_kept, used_by
 
 # What unknown dimensions count as, tried in turn. The code may divide them, or need
 # them to be large, or small. Without values, large ones cost nothing.
@@ -204,6 +204,8 @@ def _run(function, args, kwargs, weights):
                         function, args, kwargs, training, size, integer, is_traced, read
                     )
                 read.update((id(v), v) for v in stored_in(storages, weights))
+        except UnbuiltError as e:  # so would any other try
+            return list(read.values()), described(e)
         except Exception as e:
             if not is_traced:  # what fails without values may do with them
                 errors.append(described(e))

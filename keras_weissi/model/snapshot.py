@@ -19,12 +19,16 @@ _LARGEST_ARRAY = 2**20  # bytes
 _MOST = 10_000  # of what is looked at: code may get at all of a program
 
 
+class UnbuiltError(RuntimeError):
+    """Code calls a layer that would make weights now."""
+
+
 @contextlib.contextmanager
 def state_kept(code):
     """Puts back what code changes: attributes, containers, buffers, random numbers.
 
     Of all layers and objects that the code can be seen to use. Layers that are not
-    built raise an error if they would get weights.
+    built raise an `UnbuiltError` if they would get weights.
 
     Args:
         code: A function, a layer, or a list of them.
@@ -137,4 +141,4 @@ def _put_back(thing, content):
 
 
 def _refuse_to_build(*args, **kwargs):
-    raise RuntimeError("it holds a layer that is not built")
+    raise UnbuiltError("it holds a layer that is not built")

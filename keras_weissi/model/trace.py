@@ -29,7 +29,7 @@ from keras_weissi.model.reads import (
     symbols_in,
 )
 from keras_weissi.model.scaling import is_declared
-from keras_weissi.model.snapshot import state_kept
+from keras_weissi.model.snapshot import UnbuiltError, state_kept
 from keras_weissi.model.walk import layers_of
 
 # Layers of Keras that are made of other layers and of functions of `keras.ops`.
@@ -183,6 +183,8 @@ def _trace(layer, arguments, results=None):
             ):
                 warnings.simplefilter("ignore")
                 trace = _Recorder(size).trace(layer, arguments)
+        except UnbuiltError as e:  # so would any other try
+            return described(e)
         except Exception as e:
             error = error or described(e)
             continue
