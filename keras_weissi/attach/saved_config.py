@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import keras
 
-from keras_weissi._utils.backend import random_state_kept
 from keras_weissi._utils.keras_private import (
     leaving_no_traces,
     regularizer_attributes,
     sublayers,
 )
+from keras_weissi._utils.run_code import random_state_kept
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.kernels import attention_around
 from keras_weissi.model.walk import layers_of, own_variables

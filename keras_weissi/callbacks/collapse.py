@@ -6,7 +6,7 @@ it back: its norm falls to its floor, the `min_norm` of its regularizer.
 
 import keras
 
-from keras_weissi.model.graph import output_layer
+from keras_weissi.model.output_layer import find_output_layer
 from keras_weissi.regularizers import WEISSI, largest_log_norm
 
 # Networks have collapsed from this fraction of the limit upwards, see the table of
@@ -38,7 +38,7 @@ def last_kernel(model):
     if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
     expected, from_logits = _output_activation(loss)
-    found = output_layer(model) if expected else None
+    found = find_output_layer(model) if expected else None
     if found is None:
         return None
     layer, activations, classes = found

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import keras
 
-from keras_weissi._utils.backend import (
+from keras_weissi._utils.keras_private import mask_of, set_mask, sublayers
+from keras_weissi._utils.run_code import (
     can_trace,
     storage_of,
     storages_run,
     storages_traced,
 )
-from keras_weissi._utils.keras_private import mask_of, set_mask, sublayers
 from keras_weissi.model.homogeneity import is_homogeneous, is_of_keras
 from keras_weissi.model.snapshot import UnbuiltError, state_kept, used_by
 

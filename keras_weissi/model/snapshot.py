@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_weissi._utils.backend import random_state_kept, values_kept
 from keras_weissi._utils.keras_private import leaving_no_traces
+from keras_weissi._utils.run_code import random_state_kept, values_kept
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.walk import layers_of, makes_nothing
 

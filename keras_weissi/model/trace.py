@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_weissi._utils.backend import storages_run
 from keras_weissi._utils.keras_private import (
     inputs_struct,
     leaving_no_traces,
@@ -20,6 +19,7 @@ from keras_weissi._utils.keras_private import (
     recording_all_calls,
     set_mask,
 )
+from keras_weissi._utils.run_code import storages_run
 from keras_weissi.model.homogeneity import is_of_keras
 from keras_weissi.model.reads import (
     Outermost,

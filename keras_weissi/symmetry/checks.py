@@ -10,7 +10,7 @@ from keras_weissi._utils.validation import check_model
 from keras_weissi.model.operations import is_float
 from keras_weissi.model.reads import described, in_mode
 from keras_weissi.symmetry.find_groups import seen_as_shown
-from keras_weissi.symmetry.verify import TRIES, Code, Trial, is_close, random_values
+from keras_weissi.symmetry.trials import TRIES, Code, Trial, is_close, random_values
 
 
 def check_scaling(model: keras.Model, seed: int = 0) -> None:

@@ -81,7 +81,7 @@ def balanced_log_scales(changes, log_norms):
         ).x
     # Rounding hides the imbalance of groups with small norms in the total. These
     # Newton steps therefore measure each group relative to its own kernels.
-    with np.errstate(invalid="ignore"):  # 0 / 0 of norms too far apart ends in NaN
+    with np.errstate(all="ignore"):  # norms too far apart end in NaN
         for _ in range(_NEWTON_STEPS):
             p = weights(solution)[0]
             size = np.abs(incidence.T) @ p

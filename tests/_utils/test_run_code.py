@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_weissi._utils import backend
+from keras_weissi._utils import run_code
 
 on_jax = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="other backends run call by call"
@@ -24,7 +24,7 @@ def make(traced, factor):
         traced.append(factor)
         return [factor * x for x in xs]
 
-    return backend.compiled_whole(function)
+    return run_code.compiled_whole(function)
 
 
 def test_functions_return_what_they_compute(traced):
@@ -44,24 +44,24 @@ def test_a_function_is_traced_once(traced):
 
 @on_jax
 def test_equal_code_is_compiled_once(traced, monkeypatch):
-    monkeypatch.setattr(backend, "_programs", {})
+    monkeypatch.setattr(run_code, "_programs", {})
     for factor in (3.0, 3.0, 4.0):
         (y,) = arrays(make(traced, factor)([keras.ops.ones((2,))]))
         np.testing.assert_array_equal(y, [factor] * 2)
     assert traced == [3.0, 3.0, 4.0]
-    assert len(backend._programs) == 2
+    assert len(run_code._programs) == 2
 
 
 @on_jax
 def test_programs_are_kept_up_to_a_number(traced, monkeypatch):
-    monkeypatch.setattr(backend, "_programs", {})
-    monkeypatch.setattr(backend, "_MOST_PROGRAMS", 2)
+    monkeypatch.setattr(run_code, "_programs", {})
+    monkeypatch.setattr(run_code, "_MOST_PROGRAMS", 2)
     for factor in (1.0, 2.0, 1.0, 3.0):
         make(traced, factor)([keras.ops.ones((2,))])
-    assert len(backend._programs) == 2
-    kept = list(backend._programs)
+    assert len(run_code._programs) == 2
+    kept = list(run_code._programs)
     make(traced, 1.0)([keras.ops.ones((2,))])
-    assert sorted(backend._programs) == sorted(kept)  # the latest was used again
+    assert sorted(run_code._programs) == sorted(kept)  # the latest was used again
 
 
 def test_code_that_asks_for_values_runs_as_it_is():
@@ -69,5 +69,5 @@ def test_code_that_asks_for_values_runs_as_it_is():
         return [xs[0] if float(keras.ops.sum(xs[0])) > 0 else -xs[0]]
 
     for sign in (1.0, -1.0):
-        (y,) = arrays(backend.compiled_whole(function)([keras.ops.full((2,), sign)]))
+        (y,) = arrays(run_code.compiled_whole(function)([keras.ops.full((2,), sign)]))
         np.testing.assert_array_equal(y, [1.0, 1.0])
