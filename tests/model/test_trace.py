@@ -266,7 +266,7 @@ class Same(layers.Layer):
 
 
 class Around(layers.Layer):
-    """Calls these, of which one is not built, and multiplies an array by the other's.
+    """Calls these, of which two are not built, and multiplies an array by the other's.
 
     As Keras is told the shape, it does not run the code to build the model.
     """
@@ -274,6 +274,7 @@ class Around(layers.Layer):
     def __init__(self):
         super().__init__(name="around")
         self.inner, self.same, self.last = WithCache(), Same(), layers.Dense(2)
+        self.add = layers.Add()
 
     def build(self, shape):
         self.inner.build(shape)
@@ -285,16 +286,17 @@ class Around(layers.Layer):
     def call(self, x):
         y, cache = self.inner(x)
         assert cache is None
-        return self.last(self.same(ops.full((1, 4), 2.0) * y))
+        return self.last(self.add([self.same(ops.full((1, 4), 2.0) * y), y]))
 
 
 def test_calls_are_seen_that_keras_would_not_record():
     around = Around()
     model = keras.Sequential([keras.Input((5,)), around])
-    assert not around.same.built
-    before = dict(vars(around.same))
+    unbuilt = [around.same, around.add]
+    assert not any(layer.built for layer in unbuilt)
+    before = [dict(vars(layer)) for layer in unbuilt]
     groups = scale_groups(model)
-    assert vars(around.same) == before
+    assert [vars(layer) for layer in unbuilt] == before
     assert groups.dimension == 1
     parts = [edge.kernel.layer for edge in groups.edges]
     assert parts == [around.inner.dense, around.last]
