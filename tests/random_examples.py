@@ -22,8 +22,8 @@ def examples(count, wide=None, some=None, **drawn):
         **drawn: Strategies for the arguments of the test.
     """
 
-    if wide is not None and BACKEND == "jax":
-        count //= 2  # it traces every call anew, which takes most of the time
+    if wide is not None and BACKEND != "torch":
+        count //= 2  # to trace or to compile every call anew takes most of the time
 
     def decorate(test):
         COUNTS[test.__module__][test.__name__] = count

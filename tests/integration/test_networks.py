@@ -21,6 +21,7 @@ COLUMNS = [
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_quick_benchmark_of_networks(tmp_path):
     table, work = tmp_path / "NETWORKS.md", tmp_path / "work"
     script = ROOT / "benchmarks" / "networks.py"
