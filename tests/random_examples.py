@@ -3,7 +3,7 @@
 import collections
 
 import pytest
-from helpers import BACKEND, float64
+from helpers import float64
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +22,8 @@ def examples(count, wide=None, some=None, **drawn):
         **drawn: Strategies for the arguments of the test.
     """
 
-    if wide is not None and BACKEND != "torch":
-        count //= 2  # to trace or to compile every call anew takes most of the time
+    if wide is not None:
+        count //= 2  # what is built and traced takes most of the time
 
     def decorate(test):
         COUNTS[test.__module__][test.__name__] = count

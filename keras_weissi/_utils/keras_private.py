@@ -43,21 +43,30 @@ def leaving_no_traces():
         global_state.set_global_attribute("global_seed_generator", generator)
 
 
-@contextlib.contextmanager
-def recording_all_calls():
-    """Records calls that Keras refuses to, where symbols meet what is no symbol.
+def tracking_of(layer):
+    """Returns what keeps track of the parts of a layer, as objects with a state."""
+    tracker = layer._tracker
+    return [tracker, *tracker.stored_ids.values()]
 
-    Those of layers that return `None` besides tensors, as where a cache would be. And
-    `array * symbol` on JAX, which asks the symbol for an array before it lets the
-    symbol multiply.
+
+def refuse_parts(layer):
+    """Lets a layer raise an error if it gets weights or layers."""
+    layer._tracker.locked = True
+
+
+@contextlib.contextmanager
+def recording_with_non_symbols():
+    """Records two kinds of calls on symbols that Keras refuses to record.
+
+    Layers may return `None` besides tensors, for example in place of a cache. And on
+    JAX, an array may be multiplied by a symbol, which JAX takes for an array if it can.
     """
     as_array = keras.KerasTensor.__jax_array__
     init = Node.__init__
 
     def init_with_tensors(self, *args, outputs=None, **kwargs):
-        found = keras.tree.flatten(outputs)
-        tensors = [x for x in found if isinstance(x, keras.KerasTensor)]
-        init(self, *args, outputs=tensors, **kwargs)
+        outputs = [x for x in keras.tree.flatten(outputs) if x is not None]
+        init(self, *args, outputs=outputs, **kwargs)
 
     try:
         Node.__init__ = init_with_tensors
@@ -66,6 +75,26 @@ def recording_all_calls():
     finally:
         Node.__init__ = init
         keras.KerasTensor.__jax_array__ = as_array
+
+
+@contextlib.contextmanager
+def holding(values):
+    """Lets variables hold other values, for code that does not ask Keras for them.
+
+    On JAX, whose variables hold plain arrays.
+
+    Args:
+        values: List of pairs of a `keras.Variable` and a tensor.
+    """
+    is_jax = keras.backend.backend() == "jax"
+    before = [(variable, variable._value) for variable, _ in values if is_jax]
+    try:
+        for (variable, _), (_, value) in zip(before, values, strict=False):
+            variable._value = value
+        yield
+    finally:
+        for variable, value in before:
+            variable._value = value
 
 
 def nodes_of(function):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import random
 
 import keras
@@ -9,8 +10,8 @@ import numpy as np
 
 from keras_weissi._utils.backend import torch
 
-_MOST_PROGRAMS = 64
-_programs: dict = {}  # of JAX, by their text
+_MOST_PROGRAMS, _LONGEST = 64, 2**20  # the longest has tables of numbers in it
+_programs: dict = {}  # of JAX, by what they do
 
 
 def compiled_whole(function):
@@ -32,17 +33,27 @@ def compiled_whole(function):
         nonlocal program
         if program is None:
             try:
-                lowered = jax.jit(function, keep_unused=True).lower(*args)
-                text = lowered.as_text()
-                program = _programs.pop(text, None) or lowered.compile()
-                _programs[text] = program
-                if len(_programs) > _MOST_PROGRAMS:
-                    del _programs[next(iter(_programs))]  # the longest unused
+                program = _compiled(jax.jit(function, keep_unused=True).lower(*args))
             except Exception:  # its code asks for values
                 program = function
         return program(*args)
 
     return run
+
+
+def _compiled(lowered):
+    """Compiles code, or finds the program of equal code."""
+    text = lowered.as_text()
+    # Which Python function is called back is not in the text.
+    is_all = not any(word in text for word in ("callback", "stablehlo.send"))
+    if not is_all or len(text) > _LONGEST:
+        return lowered.compile()
+    key = hashlib.sha256(text.encode()).digest(), lowered.in_tree, lowered.out_tree
+    program = _programs.pop(key, None) or lowered.compile()
+    _programs[key] = program
+    if len(_programs) > _MOST_PROGRAMS:
+        del _programs[next(iter(_programs))]  # the longest unused
+    return program
 
 
 def storage_of(tensor):

@@ -2,21 +2,31 @@
 
 import collections
 import contextlib
+import copy
 import functools
 import inspect
+import random
 import sys
+import threading
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_weissi._utils.keras_private import leaving_no_traces
+from keras_weissi._utils.keras_private import (
+    leaving_no_traces,
+    refuse_parts,
+    tracking_of,
+)
 from keras_weissi._utils.run_code import random_state_kept, values_kept
 from keras_weissi.model.homogeneity import is_of_keras
-from keras_weissi.model.walk import layers_of, makes_nothing
+from keras_weissi.model.walk import layers_of
 
 _LARGEST_ARRAY = 2**20  # bytes
 _MOST = 10_000  # of what is looked at: code may get at all of a program
+_GENERATORS = (np.random.Generator, random.Random)
+# Methods of Keras and variables of the backends are replaced meanwhile.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class UnbuiltError(RuntimeError):
@@ -33,18 +43,27 @@ def state_kept(code):
     Args:
         code: A function, a layer, or a list of them.
     """
+    with _ONE_AT_A_TIME, _state_kept(code):
+        yield
+
+
+@contextlib.contextmanager
+def _state_kept(code):
     found: dict[int, object] = {}
     _find(code, found)
     layers = [part for part in code if isinstance(part, keras.Layer)]
     for layer in (x for part in layers for x in layers_of(part)):
         _find_own(layer, found)
+    for layer in [x for x in found.values() if isinstance(x, keras.Layer)]:
+        found.update((id(x), x) for x in tracking_of(layer))
     things = list(found.values())
     before = [(thing, _content_of(thing)) for thing in things]
     for thing in things:
         if isinstance(thing, keras.Layer) and not thing.built:
             if type(thing).build is keras.Layer.build:
                 vars(thing)["built"] = True
-            elif isinstance(thing, keras.Model) or not makes_nothing(thing):
+                refuse_parts(thing)
+            elif type(thing).build is not keras.layers.Add.build:  # of all that merge
                 vars(thing)["build"] = _refuse_to_build
     try:
         with random_state_kept(), leaving_no_traces(), values_kept(things):
@@ -102,6 +121,8 @@ def used_by(function):
 
 
 def _has_state(thing):
+    if isinstance(thing, _GENERATORS):
+        return True
     if isinstance(thing, (type(None), type(sys), type, str, bytes, int, float)):
         return False
     if is_of_keras(thing):
@@ -119,12 +140,22 @@ def _content_of(thing):
             return kind(thing)
     if isinstance(thing, np.ndarray):
         return thing.copy()
+    if isinstance(thing, np.random.Generator):
+        return copy.deepcopy(thing.bit_generator.state)
+    if isinstance(thing, random.Random):
+        return thing.getstate()
     return dict(getattr(thing, "__dict__", {}))
 
 
 def _put_back(thing, content):
     """Writes what has changed, past the code that watches over changes."""
     kind = type(content)
+    if isinstance(thing, np.random.Generator):
+        thing.bit_generator.state = content
+        return
+    if isinstance(thing, random.Random):
+        thing.setstate(content)
+        return
     if kind is np.ndarray:
         thing[...] = content
         return

@@ -16,7 +16,7 @@ from keras_weissi._utils.keras_private import (
     inputs_struct,
     leaving_no_traces,
     mask_of,
-    recording_all_calls,
+    recording_with_non_symbols,
     set_mask,
 )
 from keras_weissi._utils.run_code import storages_run
@@ -179,7 +179,7 @@ def _trace(layer, arguments, results=None):
             with (
                 warnings.catch_warnings(),
                 state_kept([layer]),
-                recording_all_calls(),
+                recording_with_non_symbols(),
             ):
                 warnings.simplefilter("ignore")
                 trace = _Recorder(size).trace(layer, arguments)

@@ -20,6 +20,10 @@ from keras_weissi.symmetry.relations import System
 from keras_weissi.symmetry.verify import find_untrue
 
 
+class UnseenError(ValueError):
+    """A model cannot be seen through."""
+
+
 def scale_groups(model: keras.Model) -> ScaleGroups:
     """Finds the groups of tensors that must be scaled together, and what pins them.
 
@@ -104,7 +108,7 @@ def seen_as_shown(model, opaque=types.MappingProxyType({})):
     """
     graph = Graph(model, opaque)
     if graph.root is None:
-        raise ValueError(
+        raise UnseenError(
             f"Invalid value for argument `model`. Expected {_expected(model, graph)}. "
             f"Received: model={model.name!r} of class {type(model).__name__}, "
             f"built={model.built}"

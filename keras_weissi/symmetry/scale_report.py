@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_weissi.model.graph import Graph
 from keras_weissi.model.kernels import host_norm, kernels
-from keras_weissi.symmetry.find_groups import graph_and_groups
+from keras_weissi.symmetry.find_groups import UnseenError, graph_and_groups
 from keras_weissi.symmetry.groups import ScaleStatus
 from keras_weissi.symmetry.solvers import NotSolvedError, balanced_log_scales
 
@@ -26,7 +26,7 @@ class ScaleReport:
         self._model = model
         try:
             self.graph, self.groups = graph_and_groups(model)
-        except (ValueError, NotSolvedError):
+        except (UnseenError, NotSolvedError):
             self.graph, self.groups = Graph(model), None
 
     def status_of(self, kernel):

@@ -10,7 +10,7 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_weissi._utils.keras_private import mask_of, set_mask
+from keras_weissi._utils.keras_private import holding, mask_of, set_mask
 from keras_weissi._utils.run_code import compiled_whole, without_gradients
 from keras_weissi.model.operations import is_float
 from keras_weissi.model.reads import Outermost, symbols_in
@@ -21,8 +21,8 @@ from keras_weissi.model.walk import layers_of
 _SIZES = (2, 12, 1, 64)
 # Pairs of these, and of how many ids there are. A table may have a single row.
 TRIES = [(size, ids) for size in _SIZES for ids in (2, 1)]
-# Weights of more elements are tried as they are; smaller ones, which may be all 0 or 1
-# at the start, are moved by noise.
+# Weights of more elements are tried as they are. Smaller ones are moved by noise, and
+# those that are 0 or 1 throughout too, which would hide what comes before.
 _SMALL = 4096
 
 
@@ -66,16 +66,17 @@ class Trial:
             power = self.log2_of(number)
             if not is_float(variable.dtype):
                 continue
-            is_small = math.prod(variable.shape) <= _SMALL and variable.trainable
-            if not power and not is_small:
-                continue
             # Not on the device, where JAX would compile each operation.
             value = keras.ops.convert_to_numpy(variable.value)
-            if is_small:
+            is_varied = variable.trainable and (
+                value.size <= _SMALL or value.min() == value.max()
+            )
+            if is_varied:
                 noise = 0.1 * self.rng.normal(size=value.shape)
                 value = (value + noise).astype(value.dtype)
                 before[id(variable)] = _tensor(value, variable)
-            after[id(variable)] = _tensor(value * 2.0**power, variable)
+            if power or is_varied:
+                after[id(variable)] = _tensor(value * 2.0**power, variable)
         return before, after
 
 
@@ -89,6 +90,8 @@ def is_close(actual, expected, dtype):
         return np.array_equal(actual, expected)
     if expected.size and np.isnan(expected).all():
         raise FloatingPointError("its outputs are not numbers")
+    if np.isinf(actual[np.isfinite(expected)]).any():
+        raise FloatingPointError("its outputs overflow")
     # Powers of 2 are exact, but code may round in another order.
     eps = float(ml_dtypes.finfo(keras.backend.standardize_dtype(dtype)).eps)
     scale = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
@@ -118,15 +121,15 @@ class Code:
         function: Function that gets a dict from the ids of symbolic tensors to tensors,
             and returns tensors.
         layer: The `keras.Layer` whose state is kept.
-        symbols: A structure with the `keras.KerasTensor`s.
+        arguments: A structure with the `keras.KerasTensor`s.
         variables: List of the `keras.Variable`s whose values matter.
         training: bool.
     """
 
-    def __init__(self, function, layer, symbols, variables, training):
+    def __init__(self, function, layer, arguments, variables, training):
         self.function = function
         self.layer = layer
-        self.symbols = symbols_in(symbols)
+        self.symbols = symbols_in(arguments)
         self.variables = list({id(v): v for v in variables}.values())
         self.training = training
         self._call = compiled_whole(self._call_as_it_is)
@@ -170,6 +173,7 @@ class Code:
         with (
             warnings.catch_warnings(),
             state_kept([self.layer]),
+            holding(mapping),
             keras.StatelessScope(state_mapping=mapping),
         ):
             warnings.simplefilter("ignore")

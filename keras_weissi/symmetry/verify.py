@@ -1,6 +1,7 @@
 """Tries on random numbers what was seen inside layers, or declared of them."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import keras
@@ -51,7 +52,9 @@ def find_untrue(graph, unknowns, reduction):
         claims = [_claim_of_trace(graph, unknowns, root, root.layer.name)]
     else:
         claims = [c for f in graph.functions for c in _claims_in(graph, unknowns, f)]
-    return [found for claim in claims for found in _untrue(claim, trials)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [found for claim in claims for found in _untrue(claim, trials)]
 
 
 def _untrue(claim, trials):

@@ -71,3 +71,45 @@ def test_code_that_asks_for_values_runs_as_it_is():
     for sign in (1.0, -1.0):
         (y,) = arrays(run_code.compiled_whole(function)([keras.ops.full((2,), sign)]))
         np.testing.assert_array_equal(y, [1.0, 1.0])
+
+
+@on_jax
+def test_programs_that_call_back_are_not_shared(monkeypatch):
+    import jax
+
+    monkeypatch.setattr(run_code, "_programs", {})
+    for factor in (3.0, 4.0):
+
+        def on_host(x, factor=factor):
+            return factor * np.asarray(x)
+
+        def function(xs, on_host=on_host):
+            return [jax.pure_callback(on_host, jax.typeof(xs[0]), xs[0])]
+
+        (y,) = arrays(run_code.compiled_whole(function)([keras.ops.ones((2,))]))
+        np.testing.assert_array_equal(y, [factor] * 2)
+    assert not run_code._programs
+
+
+@on_jax
+def test_programs_are_not_shared_by_other_arguments():
+    def one(xs, ys):
+        return [xs[0] * ys[0]]
+
+    def other(xs, ys):
+        return [xs[0] * xs[1]]
+
+    x, y = keras.ops.full((2,), 3.0), keras.ops.full((2,), 5.0)
+    for function, arguments in ((one, ([x], [y])), (other, ([x, y], []))):
+        (z,) = arrays(run_code.compiled_whole(function)(*arguments))
+        np.testing.assert_array_equal(z, [15.0] * 2)
+
+
+@on_jax
+def test_programs_with_large_tables_are_not_kept(monkeypatch):
+    monkeypatch.setattr(run_code, "_programs", {})
+    table = np.random.default_rng(0).normal(size=2**18).astype("float32")
+    function = run_code.compiled_whole(lambda xs: [xs[0] + keras.ops.array(table)])
+    (y,) = arrays(function([keras.ops.zeros(table.shape)]))
+    np.testing.assert_array_equal(y, table)
+    assert not run_code._programs

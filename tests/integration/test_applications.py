@@ -67,18 +67,20 @@ def test_applications(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_layers_take_under_two_seconds():
+def test_a_thousand_layers_take_as_long_as_to_make_them():
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(100_000)  # Keras walks a chain recursively
     try:
+        start = time.process_time()
         inputs = keras.Input((4,))
         x = inputs
         for _ in range(1000):
             x = layers.Dense(4)(x)
         model = keras.Model(inputs, x)
-        start = time.process_time()
+        made = time.process_time()
         report = regularize(model, WEISSI(0.01))
-        assert time.process_time() - start < 2
+        # It is 0.5 to 1.2 times as long; more where coverage is measured.
+        assert time.process_time() - made < 3 * (made - start)
     finally:
         sys.setrecursionlimit(limit)
     assert sum(row.changed for row in report) == 1000

@@ -304,7 +304,7 @@ def test_a_search_over_many_models_does_not_fill_the_memory():
         return json.loads(process.stdout.splitlines()[-1])
 
     # TensorFlow takes a second a model, and so much memory that fewer of them show it.
-    builds = 90 if BACKEND == "tensorflow" else 200
+    builds = 90 if BACKEND == "tensorflow" else 120
     ours = search("ours", builds)
     print(BACKEND, "ours", ours)
     assert ours["left"] == 0

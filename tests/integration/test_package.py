@@ -171,6 +171,7 @@ def test_digits_example_names_bad_values(arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_overhead_benchmark_runs():
     result = run_python(ROOT / "benchmarks" / "overhead.py", "--quick")
     assert result.returncode == 0, result.stderr

@@ -1,12 +1,20 @@
 """Layers that do something else than they show are found out by trying them."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from helpers import outputs_of, relative_error, weights_of
 from keras import layers, ops
 
-from keras_weissi import WEISSI, balance_scales, regularize, scale_groups
+from keras_weissi import (
+    WEISSI,
+    balance_scales,
+    norm_table,
+    regularize,
+    scale_groups,
+)
 from keras_weissi.symmetry import Relation, check_scaling, register_scaling
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
@@ -147,7 +155,8 @@ def test_a_declaration_that_contradicts_its_layer_is_refused(place):
     register_scaling(Declared, lambda f, x, y: [Relation.keep(y[0], x[0])])
     try:
         expected = "Invalid scaling registered for Declared.*'[a-z_/0-9]*mine'"
-        for function in (scale_groups, balance_scales):
+        penalize = functools.partial(regularize, regularizer=WEISSI(0.01))
+        for function in (scale_groups, balance_scales, penalize, norm_table):
             with pytest.raises(ValueError, match=expected):
                 function(model)
         with pytest.raises(ValueError, match="mine.*, of class Declared"):

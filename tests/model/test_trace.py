@@ -1,5 +1,9 @@
 """What is seen inside layers and subclassed models, and what is not believed."""
 
+import concurrent.futures
+import random
+import warnings
+
 import keras
 import networks
 import numpy as np
@@ -303,3 +307,79 @@ def test_calls_are_seen_that_keras_would_not_record():
     outputs = outputs_of(model, X)
     assert balance_scales(model)[0].factor != 1.0
     assert relative_error(outputs_of(model, X), outputs) < 1e-5
+
+
+class OnlyTrains(keras.Model):
+    """Uses a layer in training that inference does not build."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.p, self.b = layers.Dense(4), layers.PReLU(), layers.Dense(2)
+
+    def call(self, x, training=False):
+        x = self.a(x)
+        return self.b(self.p(x) if training else x)
+
+
+@pytest.mark.filterwarnings("ignore:.build... was called on layer")
+def test_a_layer_that_is_not_built_can_be_built_later():
+    model = OnlyTrains()
+    model(X)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a layer that is not built"):
+            scale_groups(model)
+    model.p.build((None, 4))
+    assert outputs_of(model, X, training=True).shape == (6, 2)
+    assert scale_groups(model).dimension == 1
+
+
+class PastKeras(keras.Model):
+    """Reads a weight in a way that Keras does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = layers.Dense(4), layers.Dense(2)
+
+    def call(self, x):
+        x = self.a(x)
+        size = ops.mean(ops.absolute(self.a.kernel._value))
+        return self.b(size * x)
+
+
+def test_a_weight_that_is_read_past_keras_is_seen():
+    model = PastKeras()
+    model(X)
+    before = outputs_of(model, X)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            balance_scales(model)
+    except ValueError:
+        pass  # it may be refused
+    assert relative_error(outputs_of(model, X), before) < 1e-5
+
+
+def test_random_numbers_of_a_layer_of_its_own_are_put_back():
+    class Draws(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.ours = np.random.default_rng(0), random.Random(0)
+
+        def call(self, x):
+            return x * (1.0 + 0.0 * self.ours[0].normal() * self.ours[1].random())
+
+    layer = Draws()
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4), layer])
+    states = layer.ours[0].bit_generator.state, layer.ours[1].getstate()
+    scale_groups(model)
+    assert (layer.ours[0].bit_generator.state, layer.ours[1].getstate()) == states
+
+
+def test_threads_do_not_disturb_each_other():
+    models = [Chain() for _ in range(2)]
+    for model in models:
+        model(X)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            found = pool.map(lambda model: scale_groups(model).dimension, models)
+            assert list(found) == [1, 1]
