@@ -60,6 +60,34 @@ def _padded(x, kernel, stride):
     return functional.pad(x, padding)
 
 
+def smallest_perturbations(weights, x, y):
+    """Finds how far each row has to be moved before a network of dense layers errs.
+
+    Returns:
+        Array: for each row, the Euclidean norm of the smaller one of the perturbations
+        that DeepFool and FMN find. 0 for a row that is wrong without one.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    network = TorchNetwork(weights).eval()
+    inputs, labels = torch.tensor(x), torch.tensor(y, dtype=torch.long)
+    bounds = (-20.0, 20.0)  # which no row comes near
+    found = [d for _, d in _distances(network, inputs, labels, bounds, 0.2)]
+    return torch.stack(found).amin(0).numpy()
+
+
+def _distances(network, inputs, labels, bounds, step):
+    """Yields the names of two attacks, and how far they have to move each row."""
+    model = foolbox.PyTorchModel(network, bounds=bounds, device="cpu")
+    for name, attack in (
+        ("deepfool", foolbox.attacks.L2DeepFoolAttack(steps=30, candidates=10)),
+        ("fmn", foolbox.attacks.L2FMNAttack(steps=100, max_stepsize=step)),
+    ):
+        found, _, wrong = attack(model, inputs, labels, epsilons=None)
+        distance = (found - inputs).flatten(1).norm(dim=1)
+        yield name, torch.where(wrong, distance, torch.full_like(distance, np.inf))
+
+
 def robustness(weights, strides, x, y, seed=0):
     """Attacks a network.
 
@@ -97,14 +125,7 @@ def robustness(weights, strides, x, y, seed=0):
         for epsilon in PGD_EPSILONS:
             _, _, wrong = attack(model, inputs, labels, epsilons=epsilon)
             result[f"{name}_{epsilon}"] = 1 - wrong.float().mean().item()
-    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
-    for name, attack in (
-        ("deepfool", foolbox.attacks.L2DeepFoolAttack(steps=30, candidates=10)),
-        ("fmn", foolbox.attacks.L2FMNAttack(steps=100, max_stepsize=0.05)),
-    ):
-        found, _, wrong = attack(model, inputs, labels, epsilons=None)
-        distance = (found - inputs).flatten(1).norm(dim=1)
-        distance = torch.where(wrong, distance, torch.full_like(distance, np.inf))
+    for name, distance in _distances(network, inputs, labels, (0, 1), 0.05):
         result[name] = distance.median().item()
     noise = torch.randn(inputs.shape)
     with torch.no_grad():

@@ -18,8 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
 
-from evidence.claims.claims import as_markdown
-from evidence.claims.settings import METHODS, SETTINGS
+from evidence.claims.settings import SETTINGS
 from evidence.claims.study import AT_ONCE, QUICK, STAGES, Budget, Table, run_study
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -42,15 +41,9 @@ def main():
         help="the generated rows",
     )
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="networks")
-    parser.add_argument(
-        "--keep", nargs="*", default=(), help="methods whose weights are kept"
-    )
     parser.add_argument("--quick", action="store_true", help="a few short runs")
     parser.add_argument("--report", action="store_true", help="only the report")
     arguments = parser.parse_args()
-    (HERE.parent / "CLAIMS.md").write_text(
-        as_markdown(SETTINGS, METHODS), encoding="utf-8"
-    )
     budget = QUICK if arguments.quick else Budget()
     if not arguments.report:
         run_study(
@@ -60,12 +53,14 @@ def main():
             arguments.rows,
             tuple(arguments.stage),
             arguments.at_once,
-            tuple(arguments.keep),
         )
     if arguments.report or "final" in arguments.stage:
-        from evidence.claims.report import write_report
+        from evidence.claims.report import write_readme, write_report
 
-        write_report(Table(arguments.out / "runs.csv").rows, arguments.out)
+        rows = Table(arguments.out / "runs.csv").rows
+        write_report(rows, arguments.out)
+        if arguments.out == RESULTS:
+            write_readme(rows)
         print((arguments.out / "VERDICT.md").read_text(encoding="utf-8"))
 
 

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 
-from evidence.claims.data import FINAL, SEARCH, load
+from evidence.claims.data import FINAL, SEARCH, TEST, load
 from evidence.claims.search import RATES, ROUNDS, choose, next_pairs
-from evidence.claims.settings import METHODS, SETTINGS
+from evidence.claims.settings import CORE, METHODS, SETTINGS
 from evidence.claims.training import STEPS, Run, Trainer
 
 COLUMNS = (
@@ -28,11 +28,13 @@ COLUMNS = (
     "test_loss",
     "calibration_error",
     "steps_to_90",
+    "perturbation",
     "seconds",
     "log_norms",
 )
 AT_ONCE = 512  # networks that train together
-STAGES = ("search", "cliff", "final")
+STAGES = ("search", "cliff", "final", "attack")
+ATTACKED = 200  # test rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ CLIFF = {f"depth-{n}": np.geomspace(0.02, 8.0, 14) for n in (2, 8, 16)}
 CLIFF["main"] = CLIFF["depth-2"]
 
 
-def run_study(settings, folder, budget, rows, stages=STAGES, most=AT_ONCE, keep=()):
+def run_study(settings, folder, budget, rows, stages=STAGES, most=AT_ONCE):
     """Searches, and trains the final networks; what is in the table is not repeated.
 
     Args:
@@ -60,9 +62,9 @@ def run_study(settings, folder, budget, rows, stages=STAGES, most=AT_ONCE, keep=
         folder: `pathlib.Path`, where the table is.
         budget: `Budget`.
         rows: `pathlib.Path`, the folder for the generated rows.
-        stages: tuple of `"search"`, `"cliff"` and `"final"`. Defaults to all.
+        stages: tuple of `"search"`, `"cliff"`, `"final"` and `"attack"`, which trains
+            the final networks of the main setting again. Defaults to all.
         most: int, how many networks train together.
-        keep: tuple of methods whose final weights in the main setting are kept.
     """
     seeds = budget.search + budget.final
     data = load(seeds, rows)
@@ -83,7 +85,7 @@ def run_study(settings, folder, budget, rows, stages=STAGES, most=AT_ONCE, keep=
                 trainer = Trainer(network, optimizer, data, seeds, budget.steps)
             for start in range(0, len(todo), size):
                 part = todo[start : start + size]
-                _train(trainer, part, size, table, seeds, folder, keep)
+                _train(trainer, part, size, table, seeds)
                 done = f"{start + len(part)} of {len(todo)}"
                 print(f"{network}, {optimizer}, {title}: {done} runs", flush=True)
 
@@ -110,11 +112,13 @@ def _jobs(pairs, budget, stages, table):
                     for seed in budget.search:
                         yield name, method, "cliff", (0.1, float(strength)), seed
 
-    def final():
+    def final(stage):
         for name, method in pairs:
+            if stage == "attack" and (name != "main" or method not in CORE):
+                continue
             pair = choose(table.judged(name, method))
             for seed in budget.final:
-                yield name, method, "final", pair, seed
+                yield name, method, stage, pair, seed
 
     if "search" in stages:
         for number in range(budget.rounds):
@@ -122,24 +126,33 @@ def _jobs(pairs, budget, stages, table):
     if "cliff" in stages:
         yield "the cliff", cliff
     if "final" in stages:
-        yield "the final runs", final
+        yield "the final runs", functools.partial(final, "final")
+    if "attack" in stages:
+        yield "the attacks", functools.partial(final, "attack")
 
 
-def _train(trainer, part, size, table, seeds, folder, keep):
+def _train(trainer, part, size, table, seeds):
     """Trains some runs at once, and adds them to the table."""
     began = time.perf_counter()
     padded = part + part[-1:] * (size - len(part))
     found = trainer.train([_run(*job, seeds) for job in padded])
     seconds = (time.perf_counter() - began) / size
-    weights = collections.defaultdict(list)
     for n, job in enumerate(part):
-        table.add(_row(*job, found, n, seconds, trainer.steps))
-        name, method, stage, _, _ = job
-        if stage == "final" and name == "main" and method in keep:
-            weights[method].append([w[n] for w in found["weights"]])
+        row = _row(*job, found, n, seconds, trainer.steps)
+        if row["stage"] == "attack":
+            # PyTorch and foolbox, which no other stage needs.
+            from evidence.attacks import smallest_perturbations
+
+            place = seeds.index(row["seed"])
+            x, y = trainer.data["x"][place], trainer.data["y"][0, place]
+            rows = slice(-TEST, ATTACKED - TEST)
+            weights = [w[n] for w in found["weights"]]
+            distances = smallest_perturbations(
+                weights, np.array(x[rows]), np.array(y[rows])
+            )
+            row["perturbation"] = float(np.median(distances))
+        table.add(row)
     table.write()
-    for method, values in weights.items():
-        np.savez(folder / f"{method}.npz", *map(np.stack, zip(*values, strict=True)))
 
 
 def _run(name, method, stage, pair, seed, seeds):
