@@ -57,7 +57,8 @@ def test_the_search_widens_at_edges_and_finds_the_best(best):
     found = choose(judged)
     assert np.abs(np.log2(np.array(found) / best)).max() < 1.01
     pairs = [pair for done in judged for pair in done]
-    assert len(set(pairs)) == len(pairs) == 44
+    # In a corner, two of the pairs around the best are known already.
+    assert len(set(pairs)) == len(pairs) and len(pairs) in (42, 44)
 
 
 def test_methods_without_a_strength_get_as_many_trials():
@@ -73,6 +74,7 @@ def test_claims_are_decided_as_by_hand():
     verdicts = decide([shape + x / np.sqrt(20) for x in t])
     # From tables of Student's distribution with 19 degrees of freedom, one-sided.
     tables = {5.0: 3.98e-5, 3.0: 3.69e-3, 2.6: 8.78e-3, 2.5: 1.086e-2, 2.0: 3.0e-2}
+    tables[1.0] = 0.165
     adjusted, most = {}, 0.0
     for rank, x in enumerate(sorted(t, reverse=True)):
         most = max(most, tables.get(x, 1.0) * (count - rank))
@@ -99,7 +101,7 @@ def test_what_is_committed_follows_from_the_runs(rows):
     assert size < 6e6
 
 
-def test_all_methods_had_the_same_trials_and_new_seeds(rows):
+def test_all_methods_had_as_many_trials_and_new_seeds(rows):
     counts = {}
     for row in rows:
         key = row["setting"], row["method"], row["stage"]
@@ -108,7 +110,8 @@ def test_all_methods_had_the_same_trials_and_new_seeds(rows):
         )
     for name, setting in SETTINGS.items():
         for method in setting.methods:
-            assert len(counts[name, method, "search"]) == 44 * len(SEARCH)
+            trials = len(counts[name, method, "search"])
+            assert trials in (42 * len(SEARCH), 44 * len(SEARCH))
             final = counts[name, method, "final"]
             assert {seed for *_, seed in final} == set(FINAL)
             assert len({pair[:2] for pair in final}) == 1
@@ -157,7 +160,8 @@ def test_networks_are_balanced_as_the_package_does(trainer):
 @pytest.mark.slow
 def test_a_run_is_what_keras_would_train(trainer):
     """The same steps by Keras's own loss, penalty, optimizer and balancing."""
-    run = Run(1, 0.05, log=0.1, every=20, start=True, rows=500)
+    # At usual rates, a rounding error grows to a tenth of the weights.
+    run = Run(1, 3e-4, log=0.1, every=20, start=True, rows=500)
     found = trainer.train([run])
     model, penalty = trainer.model, WEISSI(0.1)
     for variable, value in zip(trainer.variables, trainer.starts, strict=True):
@@ -167,7 +171,7 @@ def test_a_run_is_what_keras_would_train(trainer):
     optimizer.build(trainer.variables)
     balance_scales(model)
     x, y = trainer.data["x"][1], trainer.data["y"][0, 1]
-    fields = {"new_task": False, "more_rows": False, "seed": 1, "rate": 0.05}
+    fields = {"new_task": False, "more_rows": False, "seed": 1, "rate": 3e-4}
 
     def loss(weights, rows):
         logits, _ = model.stateless_call(weights, [], x[rows])
@@ -180,7 +184,7 @@ def test_a_run_is_what_keras_would_train(trainer):
     gradients_of = jax.jit(jax.grad(loss))
     for t in range(600):
         rows, rate, _ = trainer._schedule({**fields, "rows": 500}, t)
-        expected = 0.05 * 0.5 * (1 + np.cos(np.pi * t / 600))
+        expected = 3e-4 * 0.5 * (1 + np.cos(np.pi * t / 600))
         assert float(rate) == pytest.approx(expected, abs=1e-7)
         gradients = gradients_of([v.value for v in trainer.variables], rows)
         optimizer.learning_rate = float(rate)
@@ -189,4 +193,4 @@ def test_a_run_is_what_keras_would_train(trainer):
             balance_scales(model)
     for variable, value in zip(trainer.variables, found["weights"], strict=True):
         difference = np.abs(variable.numpy() - value[0]).max()
-        assert difference < 2e-2 * np.abs(value[0]).max()
+        assert difference < 3e-3 * np.abs(value[0]).max()

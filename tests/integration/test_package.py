@@ -200,3 +200,22 @@ def test_the_wheel_has_every_module_and_nothing_else(tmp_path):
     }
     assert len(modules) > 20
     assert names == modules | {"keras_weissi/py.typed"}
+
+
+@pytest.mark.slow
+@pytest.mark.one_backend
+def test_generalize_example(tmp_path):
+    out = tmp_path / "out"
+    result = run_example("generalize.py", "--seeds", 2, "--epochs", 2, "--out", out)
+    assert result.returncode == 0, result.stderr
+    for method in ("L2", "L2 + ScaleBalancer", "WEISSI + ScaleBalancer"):
+        assert f"seed 1, {method}: " in result.stdout
+    assert "±" in result.stdout and "difference to L2" in result.stdout
+    assert (out / "generalize.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--seeds", "-1"]])
+def test_generalize_example_names_bad_values(arguments):
+    result = run_example("generalize.py", *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"argument {arguments[0]}: expected" in result.stderr.splitlines()[-1]

@@ -80,6 +80,10 @@ def write_readme(rows):
 def verdict_text(rows, finals):
     """Returns the text of the report."""
     stages = collections.Counter(row["stage"] for row in rows)
+    searches = collections.Counter(
+        (row["setting"], row["method"]) for row in rows if row["stage"] == "search"
+    )
+    most = max(searches.values())
     parts = {
         "claims": claims_table(finals),
         "sentences": sentences(finals),
@@ -94,6 +98,8 @@ def verdict_text(rows, finals):
         runs=len(rows),
         searched=stages["search"],
         final=stages["final"],
+        searches=len(searches),
+        fewer=sum(count < most for count in searches.values()),
         bound=largest_log_norm(CLASSES),
         main=SETTINGS["main"].label,
         **{key: "\n".join(lines) for key, lines in parts.items()},
@@ -158,7 +164,7 @@ def sentences(finals):
         f"({where or 'none'})."
     )
     risky = [
-        f"{SETTINGS[name].label} {ours} of {len(finals.values(name, choice))} (L2: {l2})"
+        f"{SETTINGS[name].label} {ours} of {len(recipes[choice][name])} (L2: {l2})"
         for name, (ours, l2) in collapsed.items()
         if ours > l2
     ]
