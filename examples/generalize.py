@@ -143,6 +143,7 @@ def main():
     for method, values in final.items():
         table.add_row(method, f"{values.mean():.1f} %", interval(values - final["L2"]))
     console.print(table)
+    is_short = arguments.epochs < 100
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = np.arange(arguments.epochs) + 1
@@ -155,14 +156,17 @@ def main():
     axes[0].set(title="Test accuracy, %", xlabel="epoch")
     axes[0].legend(loc="lower right")
     axes[1].set(
-        title="Norms of the kernels: smallest to largest", xlabel="epoch", yscale="log"
+        title="Norms of the kernels: smallest to largest",
+        xlabel="epoch",
+        ylim=(0, None),
     )
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(arguments.out / "generalize.png", dpi=120)
     console.print(
         "\nThe balancer keeps the norms of all layers equal: without it, L2 does not."
-        f"\nIn {arguments.out}: generalize.png"
+        + "\nRates and strengths are for 100 epochs; fewer say little." * is_short
+        + f"\nIn {arguments.out}: generalize.png"
     )
 
 

@@ -1,6 +1,7 @@
 """The report: tables, pictures and the text, all from the table of runs."""
 
 import collections
+import itertools
 import json
 import pathlib
 import re
@@ -15,6 +16,8 @@ from keras_weissi import largest_log_norm
 SHOWN = {"l2+epoch": "L2, balanced", "log": "WEISSI", "log+epoch": "WEISSI, balanced"}
 COLORS = {"l2+epoch": "#2a9d8f", "log": "#999999", "log+epoch": "#e76f51"}
 MOMENTUM = 0.9
+RECIPES = ("l2+epoch", "log+epoch")
+COLLAPSED = 0.15  # an accuracy
 
 
 class Finals:
@@ -84,6 +87,8 @@ def verdict_text(rows, finals):
         (row["setting"], row["method"]) for row in rows if row["stage"] == "search"
     )
     most = max(searches.values())
+    strength, where = lowest_collapse(finals)
+    bound = largest_log_norm(CLASSES)
     parts = {
         "claims": claims_table(finals),
         "sentences": sentences(finals),
@@ -100,7 +105,9 @@ def verdict_text(rows, finals):
         final=stages["final"],
         searches=len(searches),
         fewer=sum(count < most for count in searches.values()),
-        bound=largest_log_norm(CLASSES),
+        bound=bound,
+        share=100 * strength / bound,
+        where=where,
         main=SETTINGS["main"].label,
         **{key: "\n".join(lines) for key, lines in parts.items()},
     )
@@ -136,40 +143,67 @@ def gains(finals, method):
 
 
 def sentences(finals):
-    """Says the largest gain, the largest loss, and what to do."""
-    recipes = {method: gains(finals, method) for method in ("l2+epoch", "log+epoch")}
-    flat = {
+    """Says the largest gain, the largest loss, what to do, and what to beware of."""
+    recipes = {method: gains(finals, method) for method in RECIPES}
+    usual = {
         (method, name): d
         for method, found in recipes.items()
         for name, d in found.items()
+        if "shift" not in SETTINGS[name].fields
     }
     for title, choose in (("gain", max), ("loss", min)):
-        method, name = choose(flat, key=lambda key: flat[key].mean())
+        method, name = choose(usual, key=lambda key: usual[key].mean())
+        other = next(m for m in RECIPES if m != method)
         yield (
-            f"- **Largest {title}** over a tuned L2: {METHODS[method].label}, "
-            f"{with_interval(flat[method, name])} points ({SETTINGS[name].label})."
+            f"- **Largest {title}** over a tuned L2, from a usual start: "
+            f"{METHODS[method].label}, {with_interval(usual[method, name])} points "
+            f"({SETTINGS[name].label}; {METHODS[other].label}: "
+            f"{usual[other, name].mean():+.1f})."
         )
     better = {m: _counted(found, 1) for m, found in recipes.items()}
     choice = max(recipes, key=lambda m: len(better[m]))
+    rest = next(m for m in RECIPES if m != choice)
     worse = _counted(recipes[choice], -1)
-    where = ", ".join(f"{SETTINGS[n].label} {d.mean():+.1f}" for n, d in worse.items())
-    collapsed = {
-        name: [int(np.sum(finals.values(name, m) < 0.15)) for m in (choice, "l2")]
-        for name in recipes[choice]
-    }
-    counts = f"{len(better[choice])} of {len(recipes[choice])}"
-    yield (
+    shifted = sum("shift" in SETTINGS[name].fields for name in better[choice])
+    text = (
         f"- **What to do**: {METHODS[choice].label}, with rate and strength tuned: "
-        f"better than a tuned L2 in {counts} settings, worse in {len(worse)} "
-        f"({where or 'none'})."
+        f"better than a tuned L2 in {len(better[choice])} of {len(recipes[choice])} "
+        f"settings ({shifted} of them with a shifted start), worse in {len(worse)} "
+        f"({_named(worse) or 'none'}), by intervals not corrected for their number."
     )
-    risky = [
-        f"{SETTINGS[name].label} {ours} of {len(recipes[choice][name])} (L2: {l2})"
-        for name, (ours, l2) in collapsed.items()
-        if ours > l2
-    ]
-    if risky:
-        yield f"- **Beware**: it collapsed with some seeds: {', '.join(risky)}."
+    if finals.has("adam", "decay"):
+        decay = with_interval(finals.difference("adam", "decay"))
+        text += f" With Adam, {METHODS['decay'].label} (AdamW) gains more: {decay}."
+    yield text
+    direct = {
+        name: finals.difference(name, rest, choice)
+        for name in recipes[choice]
+        if finals.has(name, rest)
+    }
+    ahead, behind = _counted(direct, 1), _counted(direct, -1)
+    yield (
+        f"- **{METHODS[rest].label}**, is better than that in {len(ahead)} of "
+        f"{len(direct)} settings ({_named(ahead) or 'none'}) and worse in "
+        f"{len(behind)} ({_named(behind) or 'none'})."
+    )
+    for method in (choice, rest):
+        risky = {
+            name: int(np.sum(finals.values(name, method) < COLLAPSED))
+            for name in recipes[method]
+        }
+        where = ", ".join(
+            f"{SETTINGS[name].label} {count} of {len(recipes[method][name])}"
+            for name, count in risky.items()
+            if count
+        )
+        if where:
+            yield f"- **Seeds with which {METHODS[method].label}, collapsed**: {where}."
+
+
+def _named(differences):
+    return ", ".join(
+        f"{SETTINGS[name].label} {d.mean():+.1f}" for name, d in differences.items()
+    )
 
 
 def _counted(found, sign):
@@ -188,18 +222,38 @@ def cliff_table(rows):
         if row["stage"] == "cliff":
             key = row["setting"], row["method"]
             found[key, float(row["strength"])].append(float(row["validation_accuracy"]))
-    yield "| setting | largest strength without collapse | balanced each epoch |"
+    yield "| setting | without the balancer | balanced each epoch |"
     yield "| --- | ---: | ---: |"
     for name in ("depth-2", "main", "depth-8", "depth-16"):
         cells = []
         for method in ("log", "log+epoch"):
-            steady = [
-                strength
-                for (key, strength), values in found.items()
-                if key == (name, method) and min(values) > 0.15
-            ]
-            cells.append(f"{max(steady):.2f}" if steady else "none")
+            strengths = sorted(x for key, x in found if key == (name, method))
+            steady = list(
+                itertools.takewhile(
+                    lambda x, key=(name, method): min(found[key, x]) > COLLAPSED,
+                    strengths,
+                )
+            )
+            lowest = f"below {strengths[0]:.2f}" if strengths else ""
+            cells.append(f"{steady[-1]:.2f}" if steady else lowest)
         yield f"| {SETTINGS[name].label} | {' | '.join(cells)} |"
+
+
+def lowest_collapse(finals):
+    """Returns where tuned networks collapse at the smallest strength of the log term.
+
+    Returns:
+        Pair of the strength and of the label of the setting.
+    """
+    found = [
+        (finals.values(name, method, "strength").mean(), setting.label)
+        for name, setting in SETTINGS.items()
+        for method in setting.methods
+        if "log" in METHODS[method].strengths
+        and finals.has(name, method)
+        and min(finals.values(name, method)) < COLLAPSED
+    ]
+    return min(found, default=(float("nan"), ""))
 
 
 def attack_table(rows):
@@ -254,7 +308,7 @@ def methods_table(finals):
                 f"| {setting.label} | {METHODS[method].label} | "
                 f"{100 * mean('test_accuracy'):.1f} | "
                 f"{with_interval(finals.difference(name, method))} | "
-                f"{np.sum(finals.values(name, method) < 0.15)} | "
+                f"{np.sum(finals.values(name, method) < COLLAPSED)} | "
                 f"{mean('test_loss'):.2f} | {mean('calibration_error'):.3f} | "
                 f"{mean('steps_to_90'):.0f} | {mean('rate'):.3g} | "
                 f"{mean('strength'):.3g} |"
