@@ -25,6 +25,16 @@ from keras_weissi.model.walk import layers_of
 _LARGEST_ARRAY = 2**20  # bytes
 _MOST = 10_000  # of what is looked at: code may get at all of a program
 _GENERATORS = (np.random.Generator, random.Random)
+# What `build` is of layers that merge tensors: it only looks at their shapes.
+_MERGING = [
+    kind.build
+    for kind in (
+        keras.layers.Add,  # and all that inherit from what it does
+        keras.layers.Concatenate,
+        keras.layers.Dot,
+        keras.layers.Subtract,
+    )
+]
 # Methods of Keras and variables of the backends are replaced meanwhile.
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -63,7 +73,7 @@ def _state_kept(code):
             if type(thing).build is keras.Layer.build:
                 vars(thing)["built"] = True
                 refuse_parts(thing)
-            elif type(thing).build is not keras.layers.Add.build:  # of all that merge
+            elif type(thing).build not in _MERGING:
                 vars(thing)["build"] = _refuse_to_build
     try:
         with random_state_kept(), leaving_no_traces(), values_kept(things):

@@ -270,7 +270,7 @@ class Same(layers.Layer):
 
 
 class Around(layers.Layer):
-    """Calls these, of which two are not built, and multiplies an array by the other's.
+    """Calls these, of which some are not built, and multiplies an array by the other's.
 
     As Keras is told the shape, it does not run the code to build the model.
     """
@@ -278,11 +278,11 @@ class Around(layers.Layer):
     def __init__(self):
         super().__init__(name="around")
         self.inner, self.same, self.last = WithCache(), Same(), layers.Dense(2)
-        self.add = layers.Add()
+        self.add, self.concatenate = layers.Add(), layers.Concatenate()
 
     def build(self, shape):
         self.inner.build(shape)
-        self.last.build((shape[0], 4))
+        self.last.build((shape[0], 8))
 
     def compute_output_shape(self, shape):
         return shape[0], 2
@@ -290,13 +290,14 @@ class Around(layers.Layer):
     def call(self, x):
         y, cache = self.inner(x)
         assert cache is None
-        return self.last(self.add([self.same(ops.full((1, 4), 2.0) * y), y]))
+        y = self.add([self.same(ops.full((1, 4), 2.0) * y), y])
+        return self.last(self.concatenate([y, y]))
 
 
 def test_calls_are_seen_that_keras_would_not_record():
     around = Around()
     model = keras.Sequential([keras.Input((5,)), around])
-    unbuilt = [around.same, around.add]
+    unbuilt = [around.same, around.add, around.concatenate]
     assert not any(layer.built for layer in unbuilt)
     before = [dict(vars(layer)) for layer in unbuilt]
     groups = scale_groups(model)
