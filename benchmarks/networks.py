@@ -30,6 +30,7 @@ QUICK = ("MobileNetV2", "ResNet50V2", "VGG16")
 # smallest that are accepted; at 64, five poolings leave something to convolve.
 SIZES = {"Inception": 75, "Xception": 71, "": 64}
 SUSPICIOUS = 1e-5  # as a change of an output
+LIMIT = 2  # seconds
 COLUMNS = (
     "family",
     "model",
@@ -388,10 +389,14 @@ def _summary(results, before):
         most = np.max([change for change in changes if change <= SUSPICIOUS])
         rest = len(changes) - sum(change <= SUSPICIOUS for change in changes)
         count = len(changes) - rest
-        yield f"{count} outputs change by at most {most:.1e}, {rest} by more (see it)."
+        yield f"{count} outputs change by at most {most:.1e}, {rest} by more: see why."
     times = [row["seconds"] for row in rows if "call" in row and row["weights"] < 3e7]
     if times:
-        yield f"No call takes over {max(times):.2f} s below 30 million weights."
+        slow = sum(seconds > LIMIT for seconds in times)
+        yield (
+            f"Below 30 million weights, {len(times) - slow} of {len(times)} models take "
+            f"at most {LIMIT} s for each call, and none over {max(times):.1f} s."
+        )
 
 
 def main():
