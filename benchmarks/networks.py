@@ -394,7 +394,7 @@ def _summary(results, before):
     if times:
         slow = sum(seconds > LIMIT for seconds in times)
         yield (
-            f"Below 30 million weights, {len(times) - slow} of {len(times)} models take "
+            f"Below 30 million weights, {len(times) - slow} of {len(times)} take "
             f"at most {LIMIT} s for each call, and none over {max(times):.1f} s."
         )
 
