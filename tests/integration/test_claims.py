@@ -130,7 +130,7 @@ def test_the_claims_are_older_than_their_results():
     )
     if not (claims and runs):
         pytest.skip("there is no history")
-    assert int(claims[-1]) < int(runs[-1])
+    assert int(claims[-1]) <= int(runs[-1])  # the same in a history of one commit
 
 
 @pytest.fixture(scope="module")
