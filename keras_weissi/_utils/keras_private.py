@@ -86,10 +86,11 @@ def holding(values):
     Args:
         values: List of pairs of a `keras.Variable` and a tensor.
     """
-    is_jax = keras.backend.backend() == "jax"
-    before = [(variable, variable._value) for variable, _ in values if is_jax]
+    if keras.backend.backend() != "jax":
+        values = []
+    before = [(variable, variable._value) for variable, _ in values]
     try:
-        for (variable, _), (_, value) in zip(before, values, strict=False):
+        for variable, value in values:
             variable._value = value
         yield
     finally:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -171,14 +170,12 @@ class Code:
 
         mapping = list(zip(self.variables, weights, strict=True))
         with (
-            warnings.catch_warnings(),
             state_kept([self.layer]),
             holding(mapping),
             keras.StatelessScope(state_mapping=mapping),
+            _no_dropout(self.layer),
         ):
-            warnings.simplefilter("ignore")
-            with _no_dropout(self.layer):
-                Outermost()(function=call, training=self.training)
+            Outermost()(function=call, training=self.training)
         return [y for y in outputs if keras.ops.is_tensor(y)]
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from evidence.claims.claims import CLAIMS, decide, interval
 from evidence.claims.data import CLASSES
 from evidence.claims.settings import METHODS, SETTINGS
+from evidence.claims.training import MOMENTUM, STEPS
+from evidence.runs import write_at_once
 from keras_weissi import largest_log_norm
 
 SHOWN = {"l2+epoch": "L2, balanced", "log": "WEISSI", "log+epoch": "WEISSI, balanced"}
 COLORS = {"l2+epoch": "#2a9d8f", "log": "#999999", "log+epoch": "#e76f51"}
-MOMENTUM = 0.9
 RECIPES = ("l2+epoch", "log+epoch")
 COLLAPSED = 0.15  # an accuracy
 
@@ -69,15 +70,14 @@ def write_report(rows, folder):
     finals = Finals(rows)
     draw_settings(finals, folder / "verdict.png")
     draw_theory(theory(finals), folder / "theory.png")
-    text = verdict_text(rows, finals)
-    (folder / "VERDICT.md").write_text(text, encoding="utf-8")
+    write_at_once(folder / "VERDICT.md", verdict_text(rows, finals))
 
 
 def write_readme(rows):
     """Writes what the README says of it, between its marks."""
     readme = README.read_text(encoding="utf-8")
     text = BLOCK.sub(lambda m: m[1] + summary(Finals(rows)) + m[2], readme)
-    README.write_text(text, encoding="utf-8")
+    write_at_once(README, text)
 
 
 def verdict_text(rows, finals):
@@ -182,8 +182,8 @@ def sentences(finals):
     }
     ahead, behind = _counted(direct, 1), _counted(direct, -1)
     yield (
-        f"- **{METHODS[rest].label}**, is better than that in {len(ahead)} of "
-        f"{len(direct)} settings ({_named(ahead) or 'none'}) and worse in "
+        f"- **{METHODS[rest].label}, against {METHODS[choice].label}**: better in "
+        f"{len(ahead)} of {len(direct)} settings ({_named(ahead) or 'none'}), worse in "
         f"{len(behind)} ({_named(behind) or 'none'})."
     )
     for method in (choice, rest):
@@ -191,18 +191,18 @@ def sentences(finals):
             name: int(np.sum(finals.values(name, method) < COLLAPSED))
             for name in recipes[method]
         }
-        where = ", ".join(
-            f"{SETTINGS[name].label} {count} of {len(recipes[method][name])}"
+        where = "; ".join(
+            f"{SETTINGS[name].label}, {count} of {len(recipes[method][name])} seeds"
             for name, count in risky.items()
             if count
         )
         if where:
-            yield f"- **Seeds with which {METHODS[method].label}, collapsed**: {where}."
+            yield f"- **Collapsed** with {METHODS[method].label}: {where}."
 
 
 def _named(differences):
-    return ", ".join(
-        f"{SETTINGS[name].label} {d.mean():+.1f}" for name, d in differences.items()
+    return "; ".join(
+        f"{SETTINGS[name].label}: {d.mean():+.1f}" for name, d in differences.items()
     )
 
 
@@ -331,7 +331,7 @@ def theory(finals):
         if not (is_chain and setting.optimizer == "sgd" and finals.has(name, "l2")):
             continue
         row = next(iter(finals.rows[name, "l2"].values()))
-        total = float(row["rate"]) / 2 * 3000 / (1 - MOMENTUM)
+        total = float(row["rate"]) / 2 * STEPS / (1 - MOMENTUM)
         predicted = np.exp(-4 * float(row["strength"]) * total)
         left = []
         for row in finals.rows[name, "l2"].values():

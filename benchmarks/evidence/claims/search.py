@@ -6,6 +6,8 @@ best is at an edge of what was tried, and half as far each time that it is not. 
 without a strength gets as many rates instead, as close to each other as they come.
 """
 
+import itertools
+
 RATES = {"sgd": 0.1, "adam": 2e-3}  # the middle of the grid
 STEP = 4.0
 ROUNDS = 4
@@ -39,25 +41,15 @@ def next_pairs(middle, judged):
         before = {pair: a for done in judged[:n] for pair, a in done.items()}
         if not _is_at_edge(max(before, key=before.get), before, bool(strength)):
             width **= 0.5
-    found = []
-    if not strength:
-        for n in range(1, 1000):
-            for power in (n, -n):
-                pair = (best[0] * width**power, 0.0)
-                if not _is_among(pair, known) and len(found) < 8:
-                    found.append(pair)
-        return found
-    for i in (-1, 0, 1):
-        for j in (-1, 0, 1):
-            pair = (best[0] * width**i, best[1] * width**j)
-            if not _is_among(pair, known):
-                found.append(pair)
-    # Where some were tried before, as many farther away.
-    for i, j in ((2, 0), (-2, 0), (0, 2), (0, -2), (2, 2), (-2, -2), (2, -2), (-2, 2)):
-        pair = (best[0] * width**i, best[1] * width**j)
-        if len(found) < 8 and not _is_among(pair, known):
-            found.append(pair)
-    return found[:8]
+    if strength:
+        near = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        # Where some of these were tried before, as many farther away.
+        far = [(2, 0), (-2, 0), (0, 2), (0, -2), (2, 2), (-2, -2), (2, -2), (-2, 2)]
+        steps = iter(near + far)
+    else:
+        steps = ((n * sign, 0) for n in itertools.count(1) for sign in (1, -1))
+    pairs = ((best[0] * width**i, best[1] * width**j) for i, j in steps)
+    return list(itertools.islice((p for p in pairs if not _is_among(p, known)), 8))
 
 
 def choose(judged):
@@ -67,12 +59,11 @@ def choose(judged):
 
 
 def _is_at_edge(pair, known, has_strength):
-    axes = (0, 1) if has_strength else (0,)
-    return any(
-        pair[axis] in (min(values), max(values))
-        for axis in axes
-        for values in [[other[axis] for other in known]]
-    )
+    for axis in (0, 1) if has_strength else (0,):
+        values = [other[axis] for other in known]
+        if pair[axis] in (min(values), max(values)):
+            return True
+    return False
 
 
 def _is_among(pair, known):

@@ -14,6 +14,7 @@ from evidence.claims.data import FINAL, SEARCH, TEST, load
 from evidence.claims.search import RATES, ROUNDS, choose, next_pairs
 from evidence.claims.settings import CORE, METHODS, SETTINGS
 from evidence.claims.training import STEPS, Run, Trainer
+from evidence.runs import write_at_once
 
 COLUMNS = (
     "setting",
@@ -247,6 +248,4 @@ class Table:
         writer.writeheader()
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
-        temporary.replace(self.path)
+        write_at_once(self.path, text.getvalue())

@@ -21,6 +21,7 @@ from keras_weissi import WEISSI, invariant_coefficients, scale_groups
 jax.config.update("jax_default_matmul_precision", "highest")  # as on a CPU
 
 BATCH, STEPS, POINTS = 100, 3000, 30
+MOMENTUM = 0.9
 EVERY = 20  # steps: an epoch of 2,000 rows
 _NEWTON_STEPS = 8  # where the balance has no formula
 
@@ -86,7 +87,7 @@ class Trainer:
         self.optimizer = (
             keras.optimizers.Adam()
             if self.is_adam
-            else keras.optimizers.SGD(momentum=0.9)
+            else keras.optimizers.SGD(momentum=MOMENTUM)
         )
         self.variables = self.model.trainable_variables
         self.optimizer.build(self.variables)
@@ -277,7 +278,9 @@ class Trainer:
         return [by_path.get(self.variables[i].path, 1.0) for i in self.kernels]
 
     def _rescaled(self, weights, acts, run):
-        """Soft weight rescaling (arXiv 2507.04683), after every step.
+        """Soft weight rescaling after every step, in the form that follows.
+
+        It is meant to be that of arXiv 2507.04683, but was not compared with its code.
 
         `W_l *= c_l`, with `c_l = strength * norm(W_l at the start) / norm(W_l) + 1 -
         strength`, and the biases by the product of all factors before them, so that
