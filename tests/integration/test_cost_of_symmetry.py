@@ -1,4 +1,4 @@
-"""On models of the size that people use: exact, fast, and with little memory."""
+"""On models of the size that people use: exact, and with little memory."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from helpers import BACKEND, ROOT, run_python
 
 SCRIPT = """
-import gc, json, os, sys, time
+import gc, json, os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 sys.path.insert(0, "tests")
 import keras, numpy as np
@@ -48,19 +48,14 @@ def measured(label, function, *arguments):
     gc.collect()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the peak so far
-    before, start, used = status("VmRSS"), time.perf_counter(), time.process_time()
+    before = status("VmRSS")
     function(*arguments)
-    # On a busy machine, the time of the process is the truer one.
-    passed = time.perf_counter() - start, time.process_time() - used
-    result[label + " seconds"] = min(passed)
     result[label + " MB"] = status("VmHWM") - before
 
 x = rng.normal(size=(1, *model.input_shape[1:]))
 weights = [keras.ops.convert_to_numpy(v) + 0 for v in model.weights]
-measured("copy", lambda: model.set_weights(model.get_weights()))
 measured("shift", shift_scales, model, factors)
 measured("balance", balance_scales, model)
-measured("copy again", lambda: model.set_weights(model.get_weights()))
 after = keras.ops.convert_to_numpy(model(x))
 moved = sum(
     not np.array_equal(w, keras.ops.convert_to_numpy(v))
@@ -81,7 +76,7 @@ print(json.dumps(result))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "VGG16", "MobileNetV2"])
-def test_exact_fast_and_with_little_memory(name, tmp_path):
+def test_exact_and_with_little_memory(name, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     # So that memory that is freed is given back, and counts when it is used again.
@@ -97,8 +92,5 @@ def test_exact_fast_and_with_little_memory(name, tmp_path):
     exact = BACKEND == "tensorflow" or (BACKEND == "jax" and name == "VGG16")
     for what in ("shift", "balance"):
         assert result[f"{what} error"] < (1e-12 if exact else 1e-5)
-        # What it takes besides reading and writing every weight, twice at most.
-        copying = max(result["copy seconds"], result["copy again seconds"])
-        assert result[f"{what} seconds"] < 5 + 2 * copying
         # The runtime's own work space is as large as the weights of a small model.
         assert result[f"{what} MB"] <= max(result["size"], 64)

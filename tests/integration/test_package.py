@@ -21,25 +21,17 @@ MODULES = [
 
 def test_the_import_is_light():
     program = """
-import time, sys, json
-start = time.process_time()
+import sys, json
 import keras
-middle = time.process_time()
 before = set(sys.modules)
 import keras_weissi
-part = (time.process_time() - middle) / (middle - start)
-new = sorted(set(sys.modules) - before)
-print(json.dumps([part, new]))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
-    for _ in range(3):  # on a busy machine, one measurement may be far off
-        result = run_python("-c", program)
-        assert result.returncode == 0, result.stderr
-        part, new = json.loads(result.stdout)
-        if part < 0.04:
-            break
-    assert not [name for name in new if name.split(".")[0] in ("matplotlib", "sklearn")]
-    assert {name.split(".")[0] for name in new if "." in name} <= {"keras_weissi"}
-    assert part < 0.04
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
+    new = json.loads(result.stdout)
+    # Of other packages, nothing that Keras does not import itself.
+    assert {name.split(".")[0] for name in new} == {"keras_weissi"}
 
 
 @pytest.mark.parametrize("module", MODULES)
