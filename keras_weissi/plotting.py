@@ -53,11 +53,10 @@ def plot_norms(
         OSError: If it is a path, and the file cannot be read.
         ImportError: If matplotlib is not installed.
 
-    Example:
-
-    >>> from keras_weissi.plotting import plot_norms
-    >>> history = {"norm/a": [2.0, 1.0], "log_norm_product": [0.69, 0.0]}
-    >>> plot_norms(history).figure.savefig("norms.png")  # doctest: +SKIP
+    Examples:
+        >>> from keras_weissi.plotting import plot_norms
+        >>> history = {"norm/a": [2.0, 1.0], "log_norm_product": [0.69, 0.0]}
+        >>> plot_norms(history).figure.savefig("norms.png")  # doctest: +SKIP
     """
     epochs, norms, log_product = _series(source)
     try:

@@ -71,15 +71,14 @@ class WEISSI(keras.regularizers.Regularizer):
         ValueError: If an argument is not a finite number in its range, or if the
             regularizer is called on a tensor that is not floating-point.
 
-    Example:
-
-    >>> import numpy as np
-    >>> from keras import layers
-    >>> from keras_weissi import WEISSI
-    >>> dense = layers.Dense(3, kernel_regularizer=WEISSI(log_norm=0.01))
-    >>> penalty = WEISSI(log_norm=1.0)(np.full((2, 2), 5.0, "float32"))
-    >>> round(float(penalty), 4)  # log(10)
-    2.3026
+    Examples:
+        >>> import numpy as np
+        >>> from keras import layers
+        >>> from keras_weissi import WEISSI
+        >>> dense = layers.Dense(3, kernel_regularizer=WEISSI(log_norm=0.01))
+        >>> penalty = WEISSI(log_norm=1.0)(np.full((2, 2), 5.0, "float32"))
+        >>> round(float(penalty), 4)  # log(10)
+        2.3026
 
     Reference:
 
@@ -193,11 +192,10 @@ def largest_log_norm(classes: int) -> float:
         ValueError: If `classes` is not an int of at least 2, or is too large for a
             float.
 
-    Example:
-
-    >>> from keras_weissi import largest_log_norm
-    >>> [round(largest_log_norm(classes), 2) for classes in (2, 10, 1000)]
-    [0.28, 1.1, 4.42]
+    Examples:
+        >>> from keras_weissi import largest_log_norm
+        >>> [round(largest_log_norm(classes), 2) for classes in (2, 10, 1000)]
+        [0.28, 1.1, 4.42]
     """
     from scipy.special import lambertw
 

@@ -87,14 +87,13 @@ def regularize(
             its layers is not), a name matches no kernel or several
             layers, or an argument is invalid. The model stays as it was.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import WEISSI, regularize
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> report = regularize(model, WEISSI(0.01))
-    >>> [row.changed for row in report], len(model.losses)
-    ([True], 1)
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import WEISSI, regularize
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> report = regularize(model, WEISSI(0.01))
+        >>> [row.changed for row in report], len(model.losses)
+        ([True], 1)
     """
     check_bool(include_normalized, "include_normalized")
     check_bool(replace, "replace")
@@ -125,15 +124,14 @@ def deregularize(model: keras.Model) -> KernelTable[AttachmentRow]:
     Raises:
         ValueError: If the model is not built.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import WEISSI, deregularize
-    >>> dense = keras.layers.Dense(2, kernel_regularizer=WEISSI(0.01))
-    >>> model = keras.Sequential([keras.Input((4,)), dense])
-    >>> report = deregularize(model)
-    >>> len(model.losses), dense.kernel_regularizer
-    (0, None)
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import WEISSI, deregularize
+        >>> dense = keras.layers.Dense(2, kernel_regularizer=WEISSI(0.01))
+        >>> model = keras.Sequential([keras.Input((4,)), dense])
+        >>> report = deregularize(model)
+        >>> len(model.losses), dense.kernel_regularizer
+        (0, None)
     """
     decisions = [
         Decision(kernel, None, is_change=True)

@@ -59,23 +59,22 @@ class ScaleBalancer(keras.callbacks.Callback):
             does not take the model, or it is not known how the state of its optimizer
             scales.
 
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from keras_weissi import WEISSI, ScaleBalancer
-    >>> weissi = {"kernel_regularizer": WEISSI(0.01)}
-    >>> model = keras.Sequential([
-    ...     keras.Input((3,)),
-    ...     keras.layers.Dense(8, "relu", name="hidden", **weissi),
-    ...     keras.layers.Dense(1, name="logits", **weissi),
-    ... ])
-    >>> model.compile("sgd", "mse")
-    >>> x = np.ones((8, 3), "float32")
-    >>> balancer = ScaleBalancer()
-    >>> history = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[balancer])
-    >>> last = balancer.record[-1]
-    >>> bool(np.isclose(last["after/hidden"], last["after/logits"]))
-    True
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_weissi import WEISSI, ScaleBalancer
+        >>> weissi = {"kernel_regularizer": WEISSI(0.01)}
+        >>> model = keras.Sequential([
+        ...     keras.Input((3,)),
+        ...     keras.layers.Dense(8, "relu", name="hidden", **weissi),
+        ...     keras.layers.Dense(1, name="logits", **weissi),
+        ... ])
+        >>> model.compile("sgd", "mse")
+        >>> x = np.ones((8, 3), "float32")
+        >>> balancer = ScaleBalancer()
+        >>> history = model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[balancer])
+        >>> last = balancer.record[-1]
+        >>> bool(np.isclose(last["after/hidden"], last["after/logits"]))
+        True
     """
 
     # Nothing is read or changed between batches.

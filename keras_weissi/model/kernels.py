@@ -89,17 +89,16 @@ def kernels(model, everything=False):
     Returns:
         List of `Kernel`, in the order of the layers.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi.model.kernels import kernels
-    >>> backbone = keras.Sequential(
-    ...     [keras.Input((8, 1)), keras.layers.Conv1D(2, 3, name="conv")],
-    ...     name="backbone",
-    ... )
-    >>> model = keras.Sequential([backbone, keras.layers.LSTM(4, name="lstm")])
-    >>> [kernel.name for kernel in kernels(model)]
-    ['backbone/conv', 'lstm/lstm_cell/kernel', 'lstm/lstm_cell/recurrent_kernel']
+    Examples:
+        >>> import keras
+        >>> from keras_weissi.model.kernels import kernels
+        >>> backbone = keras.Sequential(
+        ...     [keras.Input((8, 1)), keras.layers.Conv1D(2, 3, name="conv")],
+        ...     name="backbone",
+        ... )
+        >>> model = keras.Sequential([backbone, keras.layers.LSTM(4, name="lstm")])
+        >>> [kernel.name for kernel in kernels(model)]
+        ['backbone/conv', 'lstm/lstm_cell/kernel', 'lstm/lstm_cell/recurrent_kernel']
     """
     return [kernel for kernel in _weights(model) if kernel.counts(everything)]
 

@@ -117,25 +117,26 @@ def register_scaling(layer_class: type, function: Declaration | None) -> None:
     Raises:
         ValueError: If an argument is invalid.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import scale_groups
-    >>> from keras_weissi.symmetry import Relation, register_scaling
-    >>> class Twice(keras.layers.Layer):
-    ...     def build(self, shape):
-    ...         self.w = self.add_weight(shape=(shape[-1], 3), name="w")
-    ...     def call(self, x):
-    ...         w = keras.ops.convert_to_tensor(self.w)  # what is done to it is hidden
-    ...         return x @ (w + w)
-    >>> def scaling(layer, inputs, outputs):
-    ...     return [Relation.kernel(layer.w, inputs[0], outputs[0])]
-    >>> register_scaling(Twice, scaling)
-    >>> model = keras.Sequential(
-    ...     [keras.Input((4,)), Twice(name="twice"), keras.layers.Dense(2, name="out")]
-    ... )
-    >>> [edge.kernel.name for edge in scale_groups(model).edges]
-    ['twice', 'out']
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import scale_groups
+        >>> from keras_weissi.symmetry import Relation, register_scaling
+        >>> class Twice(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.w = self.add_weight(shape=(shape[-1], 3), name="w")
+        ...     def call(self, x):
+        ...         w = keras.ops.convert_to_tensor(self.w)  # what comes next is hidden
+        ...         return x @ (w + w)
+        >>> def scaling(layer, inputs, outputs):
+        ...     return [Relation.kernel(layer.w, inputs[0], outputs[0])]
+        >>> register_scaling(Twice, scaling)
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     Twice(name="twice"),
+        ...     keras.layers.Dense(2, name="out"),
+        ... ])
+        >>> [edge.kernel.name for edge in scale_groups(model).edges]
+        ['twice', 'out']
     """
     is_class = isinstance(layer_class, type) and issubclass(layer_class, keras.Layer)
     if not is_class:

@@ -29,16 +29,15 @@ def check_scaling(model: keras.Model, seed: int = 0) -> None:
         ValueError: If a tensor is not multiplied by the factor that it should be. The
             message names the layer that returns the first one, innermost layers first.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi.symmetry import check_scaling
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,)),
-    ...     keras.layers.Dense(3, "relu"),
-    ...     keras.layers.Dense(2),
-    ... ])
-    >>> check_scaling(model)
+    Examples:
+        >>> import keras
+        >>> from keras_weissi.symmetry import check_scaling
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     keras.layers.Dense(3, "relu"),
+        ...     keras.layers.Dense(2),
+        ... ])
+        >>> check_scaling(model)
     """
     check_model(model)
     graph, unknowns, reduction = seen_as_shown(model)

@@ -97,24 +97,23 @@ def invariant_coefficients(
         ValueError: If `scale_groups` does not take the model, or an argument is
             invalid.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import WEISSI, invariant_coefficients, regularize
-    >>> x = inputs = keras.Input((4,))
-    >>> x = keras.layers.Dense(4, "relu", name="stem")(x)
-    >>> shortcut = keras.layers.Dense(4, name="projection")(x)
-    >>> x = keras.layers.Dense(4, name="residual")(x)
-    >>> x = keras.layers.Add()([x, shortcut])
-    >>> model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
-    >>> c = invariant_coefficients(model)
-    >>> {name: round(value, 2) for name, value in c.coefficients.items()}
-    {'stem': 1.2, 'residual': 0.6, 'projection': 0.6, 'logits': 1.2}
-    >>> c.plain_is_invariant
-    False
-    >>> report = regularize(model, WEISSI(0.1), invariant=True)
-    >>> [round(row.regularizer.log_norm, 2) for row in report]
-    [0.12, 0.06, 0.06, 0.12]
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import WEISSI, invariant_coefficients, regularize
+        >>> x = inputs = keras.Input((4,))
+        >>> x = keras.layers.Dense(4, "relu", name="stem")(x)
+        >>> shortcut = keras.layers.Dense(4, name="projection")(x)
+        >>> x = keras.layers.Dense(4, name="residual")(x)
+        >>> x = keras.layers.Add()([x, shortcut])
+        >>> model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(x))
+        >>> c = invariant_coefficients(model)
+        >>> {name: round(value, 2) for name, value in c.coefficients.items()}
+        {'stem': 1.2, 'residual': 0.6, 'projection': 0.6, 'logits': 1.2}
+        >>> c.plain_is_invariant
+        False
+        >>> report = regularize(model, WEISSI(0.1), invariant=True)
+        >>> [round(row.regularizer.log_norm, 2) for row in report]
+        [0.12, 0.06, 0.06, 0.12]
     """
     check_bool(include_normalized, "include_normalized")
     graph, groups = graph_and_groups(model)

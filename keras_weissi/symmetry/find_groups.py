@@ -57,20 +57,19 @@ def scale_groups(model: keras.Model) -> ScaleGroups:
         UserWarning: If the outputs of a layer do not scale as its code shows. No scale
             is shifted through it then.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import scale_groups
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,), name="x"),
-    ...     keras.layers.Dense(3, "relu", name="hidden"),
-    ...     keras.layers.Dense(2, "softmax", name="classes"),
-    ... ])
-    >>> groups = scale_groups(model)
-    >>> [group.layers for group in groups.free]
-    [('hidden',)]
-    >>> [pins for group in groups.pinned for pins in group.pins[:1]]
-    [('x', 'an input of the model'), ('classes', 'softmax is not homogeneous')]
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import scale_groups
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,), name="x"),
+        ...     keras.layers.Dense(3, "relu", name="hidden"),
+        ...     keras.layers.Dense(2, "softmax", name="classes"),
+        ... ])
+        >>> groups = scale_groups(model)
+        >>> [group.layers for group in groups.free]
+        [('hidden',)]
+        >>> [pins for group in groups.pinned for pins in group.pins[:1]]
+        [('x', 'an input of the model'), ('classes', 'softmax is not homogeneous')]
     """
     return graph_and_groups(model)[1]
 

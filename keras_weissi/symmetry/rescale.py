@@ -70,18 +70,17 @@ def shift_scales(
         ValueError: If a product is not 1 where it has to be (to within 1e-12), a name
             is unknown, or an argument is invalid. No weight is changed then.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import shift_scales
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,)),
-    ...     keras.layers.Dense(3, "relu", name="hidden"),
-    ...     keras.layers.Dense(2, name="logits"),
-    ... ])
-    >>> report = shift_scales(model, {"hidden": 8.0, "logits": 0.125})
-    >>> [(row.name, row.factor) for row in report]
-    [('hidden', 8.0), ('logits', 0.125)]
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import shift_scales
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     keras.layers.Dense(3, "relu", name="hidden"),
+        ...     keras.layers.Dense(2, name="logits"),
+        ... ])
+        >>> report = shift_scales(model, {"hidden": 8.0, "logits": 0.125})
+        >>> [(row.name, row.factor) for row in report]
+        [('hidden', 8.0), ('logits', 0.125)]
 
     Reference:
 
@@ -133,18 +132,17 @@ def balance_scales(
         RuntimeError: If norms are so far apart that the scales are not found. In either
             case, no weight is changed.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import balance_scales
-    >>> ones = {"kernel_initializer": "ones"}
-    >>> model = keras.Sequential([
-    ...     keras.Input((2,)),
-    ...     keras.layers.Dense(2, "relu", **ones),
-    ...     keras.layers.Dense(32, **ones),
-    ... ])
-    >>> [(row.before, round(row.after, 3)) for row in balance_scales(model)]
-    [(2.0, 4.0), (8.0, 4.0)]
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import balance_scales
+        >>> ones = {"kernel_initializer": "ones"}
+        >>> model = keras.Sequential([
+        ...     keras.Input((2,)),
+        ...     keras.layers.Dense(2, "relu", **ones),
+        ...     keras.layers.Dense(32, **ones),
+        ... ])
+        >>> [(row.before, round(row.after, 3)) for row in balance_scales(model)]
+        [(2.0, 4.0), (8.0, 4.0)]
 
     Reference:
 

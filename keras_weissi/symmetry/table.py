@@ -56,20 +56,19 @@ def norm_table(
     Raises:
         ValueError: If the model is not built.
 
-    Example:
-
-    >>> import keras
-    >>> from keras_weissi import norm_table
-    >>> model = keras.Sequential([
-    ...     keras.Input((2,)),
-    ...     keras.layers.Dense(2, kernel_initializer="ones", name="first"),
-    ...     keras.layers.BatchNormalization(name="bn"),
-    ...     keras.layers.Dense(8, kernel_initializer="ones", name="second"),
-    ... ])
-    >>> for row in norm_table(model, print_fn=None):
-    ...     print(row.name, row.norm, round(row.share, 2), row.scale)
-    first 2.0 0.33 normalized by bn
-    second 4.0 0.67 shifts
+    Examples:
+        >>> import keras
+        >>> from keras_weissi import norm_table
+        >>> model = keras.Sequential([
+        ...     keras.Input((2,)),
+        ...     keras.layers.Dense(2, kernel_initializer="ones", name="first"),
+        ...     keras.layers.BatchNormalization(name="bn"),
+        ...     keras.layers.Dense(8, kernel_initializer="ones", name="second"),
+        ... ])
+        >>> for row in norm_table(model, print_fn=None):
+        ...     print(row.name, row.norm, round(row.share, 2), row.scale)
+        first 2.0 0.33 normalized by bn
+        second 4.0 0.67 shifts
     """
     found = [k for k in kernels_of_built(model) if k.counts() or k.kind != "embedding"]
     scales = ScaleReport(model)
