@@ -1,9 +1,10 @@
-"""What is public has types, a full docstring and a line in `docs/api.md`."""
+"""What is public has types, a full docstring and an entry in the pages of the API."""
 
 import dataclasses
 import importlib
 import inspect
 import re
+import sys
 
 import keras
 import pytest
@@ -151,15 +152,34 @@ def test_what_a_docstring_lacks_is_seen():
     ]
 
 
-def test_the_api_page_lists_what_is_public_and_nothing_else():
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    sections = re.split(r"^## `(.*)`\n", page, flags=re.MULTILINE)
-    listed = dict(zip(sections[1::2], sections[2::2], strict=True))
-    assert list(listed) == MODULES == sections[1::2]
-    wrong = []
-    for module in MODULES:
-        lines = [f"- `{n}`: {summary_of(t)}" for n, t in exported(module).items()]
-        expected = sorted(lines, key=str.lower)
-        if re.findall(r"^ *[-*+] .*$", listed[module], re.MULTILINE) != expected:
-            wrong += [f"## `{module}`", "", *expected, ""]
-    assert not wrong, "\n".join(["docs/api.md should have:", "", *wrong])
+def home_of(thing):
+    """The public module that a thing is documented under."""
+    return ".".join(thing.__module__.split(".")[:2])
+
+
+def test_the_api_pages_list_what_is_public_and_nothing_else():
+    pages = {page.stem for page in (ROOT / "docs" / "api").iterdir()}
+    assert pages == {"index", *(module.partition(".")[2] for module in MODULES[1:])}
+    for module in MODULES[1:]:
+        page = ROOT / "docs" / "api" / f"{module.partition('.')[2]}.md"
+        text = page.read_text(encoding="utf-8")
+        entries = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+        assert sorted(entries) == sorted(f"{module}.{n}" for n in exported(module)), (
+            page
+        )
+        assert text.startswith(f"# {module}\n\n{summary_of(sys.modules[module])}\n")
+    index = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    expected = [
+        f"| [`{name}`]({home.partition('.')[2]}.md#{home}.{name}) | {summary} |"
+        for name, home, summary in (
+            (name, home_of(thing), summary_of(thing))
+            for name, thing in sorted(
+                exported("keras_weissi").items(), key=_ignoring_case
+            )
+        )
+    ]
+    assert re.findall(r"^\| \[`\w+`\].*$", index, re.MULTILINE) == expected
+
+
+def _ignoring_case(item):
+    return item[0].lower()

@@ -6,10 +6,10 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import penalty_of, run_example
+from helpers import ROOT, penalty_of, run_example
 from keras import layers
 
-from keras_weissi import WEISSI, norm_table, regularize
+from keras_weissi import WEISSI, norm_table, regularize, scale_groups
 
 # The first two take every way through a backend; the others are other graphs.
 NAMES = [
@@ -26,6 +26,25 @@ def build(name):
     return application(
         weights=None, include_top=False, input_shape=(32, 32, 3), pooling="avg"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.one_backend
+@pytest.mark.filterwarnings("ignore:regularize put a regularizer on 0 of")
+def test_the_counts_of_the_guide():
+    text = (ROOT / "docs" / "normalization.md").read_text(encoding="utf-8")
+    table = text.split("<!-- counts -->\n")[1].split("<!-- end of counts -->")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    assert len(rows) == 5
+    for name, *counts in rows:
+        model = getattr(keras.applications, name)(weights=None)
+        report = regularize(model, WEISSI(0.01))
+        assert [int(count) for count in counts] == [
+            len(report),
+            sum(row.changed for row in report),
+            sum(row.scale.startswith("normalized") for row in report),
+            scale_groups(model).dimension,
+        ], name
 
 
 def no_loss(y, prediction):

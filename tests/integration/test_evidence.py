@@ -18,7 +18,7 @@ from keras_weissi import largest_log_norm
 if BACKEND != "jax":
     pytest.skip("runs on JAX alone", allow_module_level=True)
 
-BENCHMARKS, README = ROOT / "benchmarks", ROOT / "README.md"
+BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 # The package sets the environment for its own processes, not for these tests.
 with mock.patch.dict(os.environ):
@@ -227,9 +227,8 @@ def test_every_number_of_the_report_is_made_from_the_runs(committed):
     pytest.importorskip("jinja2")
     from evidence.report.render import RESULTS, texts
 
-    rendered = texts(Evidence(committed), README.read_text(encoding="utf-8"))
-    for name, text in rendered.items():
-        path = README if name == "README.md" else RESULTS / name
+    for name, text in texts(Evidence(committed)).items():
+        path = RESULTS / name
         assert path.read_text(encoding="utf-8") == text, f"{name}: run --report"
     pictures = {path.name for path in (RESULTS / "figures").iterdir()}
     assert {"summary.png", "cliff.png", "digits-noise20_sgd.png"} <= pictures
@@ -251,13 +250,6 @@ def test_what_the_report_says_in_words_is_so(committed):
     marked = numbers.marked(("breast-cancer", "adam"), "l2-balanced", "deepfool")
     assert marked.endswith("▲†")
     assert numbers.difference("wine", "sgd", "l2-balanced") == "+0.00 [+0.00, +0.00]"
-
-
-def test_the_summary_in_the_readme_is_short():
-    summary = README.read_text(encoding="utf-8").split("<!-- evidence -->\n")[1]
-    summary = summary.split("<!-- end of evidence -->")[0]
-    assert len(summary.splitlines()) <= 5
-    assert "(benchmarks/results/RESULTS.md)" in summary
 
 
 def test_partial_results_are_compared_on_the_seeds_that_both_have(committed):

@@ -386,7 +386,7 @@ def test_a_custom_train_step(run_eagerly):
 
 def documented_loop():
     """What all loops of the document begin with, and the one of this backend."""
-    text = (ROOT / "docs" / "custom-loops.md").read_text()
+    text = (ROOT / "docs" / "loops.md").read_text()
     first, *loops = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     own = {"tensorflow": "import tensorflow", "jax": "import jax", "torch": "import to"}
     assert len(loops) == 3

@@ -55,12 +55,13 @@ def main():
             arguments.at_once,
         )
     if arguments.report or "final" in arguments.stage:
-        from evidence.claims.report import write_readme, write_report
+        from evidence.claims.pages import write_pages
+        from evidence.claims.report import write_report
 
         rows = Table(arguments.out / "runs.csv").rows
         write_report(rows, arguments.out)
         if arguments.out == RESULTS:
-            write_readme(rows)
+            write_pages(rows)
         print((arguments.out / "VERDICT.md").read_text(encoding="utf-8"))
 
 

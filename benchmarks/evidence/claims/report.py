@@ -4,7 +4,6 @@ import collections
 import itertools
 import json
 import pathlib
-import re
 
 import numpy as np
 
@@ -55,9 +54,7 @@ def with_interval(values, digits=1):
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-README = pathlib.Path(__file__).resolve().parents[3] / "README.md"
 TEMPLATE = pathlib.Path(__file__).with_name("verdict.md.template")
-BLOCK = re.compile("(<!-- claims -->\n).*(<!-- end of claims -->\n)", re.DOTALL)
 
 
 def write_report(rows, folder):
@@ -71,13 +68,6 @@ def write_report(rows, folder):
     draw_settings(finals, folder / "verdict.png")
     draw_theory(theory(finals), folder / "theory.png")
     write_at_once(folder / "VERDICT.md", verdict_text(rows, finals))
-
-
-def write_readme(rows):
-    """Writes what the README says of it, between its marks."""
-    readme = README.read_text(encoding="utf-8")
-    text = BLOCK.sub(lambda m: m[1] + summary(Finals(rows)) + m[2], readme)
-    write_at_once(README, text)
 
 
 def verdict_text(rows, finals):
@@ -111,11 +101,6 @@ def verdict_text(rows, finals):
         main=SETTINGS["main"].label,
         **{key: "\n".join(lines) for key, lines in parts.items()},
     )
-
-
-def summary(finals):
-    """Returns what the README says."""
-    return "\n".join([*claims_table(finals), "", *sentences(finals), ""])
 
 
 def claims_table(finals):

@@ -1,7 +1,6 @@
 """Writes the report: `runs.csv`, tables, figures, and the texts that cite them."""
 
 import pathlib
-import re
 
 import jinja2
 
@@ -14,25 +13,17 @@ from evidence.runs import gather, write_at_once, write_table
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-SUMMARY = re.compile(r"(<!-- evidence -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 
 
-def texts(evidence, readme):
+def texts(evidence):
     """Renders the texts of the report.
 
     Args:
         evidence: `evidence.report.statistics.Evidence`, of the whole comparison.
-        readme: str, the README, whose summary of the evidence is replaced.
 
     Returns:
         Dict from the names of files to their texts.
-
-    Raises:
-        ValueError: If the README has no place for the summary.
     """
-    if not SUMMARY.search(readme):
-        raise ValueError("Expected the README to have the markers of the evidence.")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -42,19 +33,17 @@ def texts(evidence, readme):
     numbers = Numbers(evidence)
     tables = Tables(numbers)
     given = {"numbers": numbers, "tables": tables}
-    summary = environment.get_template("README.md.jinja").render(given)
     return {
         "TABLES.md": tables.all_methods(),
         "RESULTS.md": environment.get_template("RESULTS.md.jinja").render(given),
-        "README.md": SUMMARY.sub(lambda m: m[1] + summary + m[2], readme),
     }
 
 
 def write_report(folder):
     """Gathers the runs and writes `runs.csv`, the tables, the figures and the texts.
 
-    `RESULTS.md` and the summary in the README describe the whole comparison. They are
-    only written for its own folder, `benchmarks/results`.
+    `RESULTS.md` describes the whole comparison. It is only written for the folder of
+    that, `benchmarks/results`.
 
     Args:
         folder: `pathlib.Path`, of the results.
@@ -66,8 +55,8 @@ def write_report(folder):
     write_table(rows, folder / "runs.csv")
     draw_all(evidence, folder / "figures")
     if folder.resolve() == RESULTS:
-        for name, text in texts(evidence, README.read_text(encoding="utf-8")).items():
-            write_at_once(README if name == "README.md" else folder / name, text)
+        for name, text in texts(evidence).items():
+            write_at_once(folder / name, text)
     else:
         tables = Tables(Numbers(evidence))
         write_at_once(folder / "TABLES.md", tables.all_methods())
