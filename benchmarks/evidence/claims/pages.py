@@ -30,7 +30,7 @@ class Advice:
     other: str
 
 
-L2_BALANCED = "L2 with `ScaleBalancer()`"
+L2_BALANCED = "L2, balanced each epoch"
 ADVICE = [
     Advice(
         "a chain of 3 to 8 layers, SGD",
