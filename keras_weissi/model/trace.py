@@ -35,7 +35,7 @@ from keras_weissi.model.walk import layers_of
 # Layers of Keras that are made of other layers and of functions of `keras.ops`.
 _SEEN_THROUGH = (
     *("Attention", "GroupedQueryAttention", "Lambda", "MultiHeadAttention"),
-    "ReversibleEmbedding",
+    *("LayerScale", "ReversibleEmbedding"),
 )
 
 # What `fit` calls of a model, besides `call`.
