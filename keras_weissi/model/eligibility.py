@@ -18,7 +18,7 @@ class Reason(enum.Enum):
     LORA = "LoRA is enabled: the kernel is frozen{}"
     QUANTIZED = "quantized to {}"
     EMBEDDING = "an embedding: select it with `layers`"
-    UNNAMED = "not called kernel: select it with `layers`"
+    UNNAMED = "not named kernel: select it with `layers`"
     HAS_ANOTHER = "has {} already; replace=True replaces it"
     NORMALIZED = "normalized by {}"
     SHARES_AN_ARGUMENT = "left out with {}"
@@ -34,7 +34,7 @@ IN_SHORT = {
     Reason.LORA: "with LoRA",
     Reason.QUANTIZED: "quantized",
     Reason.EMBEDDING: "embedding{s}",
-    Reason.UNNAMED: "not called kernel",
+    Reason.UNNAMED: "not named kernel",
     Reason.HAS_ANOTHER: "with another regularizer",
     Reason.NORMALIZED: "normalized",
     Reason.SHARES_AN_ARGUMENT: "beside such a kernel",

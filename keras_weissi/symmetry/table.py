@@ -102,7 +102,7 @@ def norm_table(
             "which NormLogger watches)"
         )
     if unnamed := [k.name for k in found if k.kind == "matrix" and not k.counts()]:
-        product += f"; without those not called kernel: {listed_names(unnamed)}"
+        product += f"; without those not named kernel: {listed_names(unnamed)}"
     unbuilt = [path_of(layers) for layers in unbuilt_layers(model)]
     lines = [
         scales.sentence(by_id),

@@ -79,7 +79,7 @@ class Lazy(layers.Layer):
         return self.used(x)
 
 
-NOT_NAMED = "not called kernel: select it with `layers`"
+NOT_NAMED = "not named kernel: select it with `layers`"
 
 
 def test_a_matrix_without_a_name_is_listed_and_not_taken():
@@ -214,7 +214,7 @@ def test_norm_table_without_a_kernel_names_no_product():
     model = chain(layers.Dense(4, name="int8"), Unnamed(name="mine"))
     model.get_layer("int8").quantize("int8")
     text = str(norm_table(model, print_fn=None))
-    assert "log norm product: no kernels; without those not called kernel" in text
+    assert "log norm product: no kernels; without those not named kernel" in text
 
 
 def test_norm_table_lists_a_matrix_outside_the_product():
@@ -225,7 +225,7 @@ def test_norm_table_lists_a_matrix_outside_the_product():
     assert table[1].share == 1.0
     norm = np.linalg.norm(to_numpy(model.get_layer("dense").kernel))
     assert f"log norm product: {np.log(norm):.4f}; without those" in str(table)
-    assert "without those not called kernel: mine" in str(table)
+    assert "without those not named kernel: mine" in str(table)
 
 
 def test_a_quantized_kernel_has_no_norm():
