@@ -87,7 +87,7 @@ def along_the_orbit(count=41):
         now = gamma
         for key, penalty in (("l2", keras.regularizers.L2(1.0)), ("weissi", WEISSI(1))):
             values = [penalty(layer.kernel) for layer in model.layers]
-            measured[key].append(sum(float(v) for v in values))
+            measured[key].append(float(keras.ops.convert_to_numpy(sum(values))))
         moved = model.predict(x, verbose=0) - outputs
         measured["moved"].append(abs(moved).max() / abs(outputs).max())
     return {"norms": norms, **{k: np.array(v) for k, v in measured.items()}}
