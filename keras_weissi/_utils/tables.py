@@ -56,7 +56,15 @@ class KernelTable(list[Row]):
         for cells in self._cells():
             table.add_row(*cells)
         file = io.StringIO()
-        console = Console(file=file, markup=False, highlight=False)
+        # In a notebook, rich would show the table instead of writing it to the file,
+        # and kernels set FORCE_COLOR.
+        console = Console(
+            file=file,
+            markup=False,
+            highlight=False,
+            force_jupyter=False,
+            color_system=None,
+        )
         width = shutil.get_terminal_size((_WIDTH, 24)).columns
         console.width = 10**6
         console.width = max(width, console.measure(table).minimum)

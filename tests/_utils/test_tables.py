@@ -1,3 +1,4 @@
+import builtins
 import dataclasses
 import html.parser
 import inspect
@@ -154,6 +155,17 @@ def test_invariant_coefficients_shows_the_statement():
     expected = {row.name: row.coefficient for row in c.table}
     assert shown == pytest.approx(expected, rel=1e-3)
     assert page.sentences[-1] == c.statement and len(c.statement) > 50
+
+
+def test_a_notebook_prints_the_text(monkeypatch, capsys):
+    table = norm_table(model_with_all(), print_fn=None)
+    text = str(table)
+    # What IPython puts there tells programs that they run in a notebook.
+    shell = type("ZMQInteractiveShell", (), {})
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # so do kernels
+    assert text and str(table) == text
+    assert capsys.readouterr().out == ""
 
 
 @dataclasses.dataclass
