@@ -41,8 +41,10 @@ def private_touches(source):
             if module[0] != "keras_weissi":
                 names = [*module, *(n.name for n in node.names)]
         for name in names:
-            is_dunder = name.startswith("__") and name.endswith("__")
-            if name == "src" or (name.startswith("_") and not is_dunder):
+            is_public = name == "_repr_html_" or (  # which IPython documents
+                name.startswith("__") and name.endswith("__")
+            )
+            if name == "src" or (name.startswith("_") and not is_public):
                 yield f"{node.lineno}: {name}"
 
 

@@ -1,8 +1,9 @@
 """Tables that print and convert to dicts."""
 
+import html
 import io
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,9 @@ Row = TypeVar("Row")
 class KernelTable(list[Row]):
     """A list of rows that prints as a table.
 
-    The rows are dataclasses; `to_dicts` gives plain dicts, as for a data frame.
+    The rows are dataclasses; `to_dicts` gives plain dicts, as for a data frame. A
+    notebook shows it as an HTML table if it is the last expression of a cell. `print`
+    gives text, which is as wide as the terminal.
 
     Args:
         rows: Iterable of dataclass instances of one type.
@@ -44,16 +47,24 @@ class KernelTable(list[Row]):
 
         table = Table()
         for name in self._columns:
-            justify: Any = "right" if name in _NUMBERS else "left"
+            justify: Any = _side(name)
             # Names and numbers are never broken; of the rest, nothing is left out.
             is_prose = name in _PROSE
             table.add_column(
                 name, justify=justify, no_wrap=not is_prose, overflow="fold"
             )
-        for row in self:
-            table.add_row(*(_cell(name, getattr(row, name)) for name in self._columns))
+        for cells in self._cells():
+            table.add_row(*cells)
         file = io.StringIO()
-        console = Console(file=file, markup=False, highlight=False)
+        # In a notebook, rich would show the table instead of writing it to the file,
+        # and kernels set FORCE_COLOR.
+        console = Console(
+            file=file,
+            markup=False,
+            highlight=False,
+            force_jupyter=False,
+            color_system=None,
+        )
         width = shutil.get_terminal_size((_WIDTH, 24)).columns
         console.width = 10**6
         console.width = max(width, console.measure(table).minimum)
@@ -63,6 +74,35 @@ class KernelTable(list[Row]):
         return file.getvalue().rstrip()
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        styles = [
+            f"text-align: {_side(name)}"
+            + "; white-space: nowrap" * (name not in _PROSE)
+            for name in self._columns
+        ]
+
+        def line(tag, cells):
+            return "".join(
+                f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
+                for style, cell in zip(styles, cells, strict=True)
+            )
+
+        rows = "".join(f"<tr>{line('td', cells)}</tr>" for cells in self._cells())
+        return (
+            '<div style="overflow-x: auto"><table>'
+            f"<thead><tr>{line('th', self._columns)}</tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>{paragraphs(self._caption)}"
+        )
+
+    def _cells(self) -> Iterator[list[str]]:
+        for row in self:
+            yield [_cell(name, getattr(row, name)) for name in self._columns]
+
+
+def paragraphs(text):
+    """Makes a paragraph of HTML of each line of a text."""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines())
 
 
 def format_regularizer(regularizer):
@@ -80,6 +120,10 @@ def format_regularizer(regularizer):
     }
     arguments = ", ".join(f"{key}={value}" for key, value in config.items())
     return f"{type(regularizer).__name__}({arguments})"
+
+
+def _side(name):
+    return "right" if name in _NUMBERS else "left"
 
 
 def _cell(name, value):

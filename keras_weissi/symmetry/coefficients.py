@@ -6,7 +6,7 @@ import functools
 import keras
 import numpy as np
 
-from keras_weissi._utils.tables import KernelTable
+from keras_weissi._utils.tables import KernelTable, paragraphs
 from keras_weissi._utils.user_warnings import listed_names, shortened
 from keras_weissi._utils.validation import check_bool
 from keras_weissi.model.eligibility import LeftOut, Reason, why_left_out
@@ -55,6 +55,9 @@ class InvariantCoefficients:
         return f"{self.table}\n{self.statement}"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_() + paragraphs(self.statement)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,6 +161,14 @@ class ScaleGroups:
         }
 
     def __str__(self) -> str:
+        return "\n".join(map(str, self._tables()))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self._tables())
+
+    def _tables(self) -> list[KernelTable]:
         groups = [
             types.SimpleNamespace(
                 group=group.index,
@@ -187,12 +195,10 @@ class ScaleGroups:
             more = len(self.relations) - 4
             caption += f", {self.dimension} independently of each other, as {names}"
             caption += f"; and {more} more" if more > 0 else ""
-        return (
-            f"{KernelTable(groups, 'group scale pinned_by outputs_of', caption)}\n"
-            f"{KernelTable(edges, 'name weight shape source target')}"
-        )
-
-    __repr__ = __str__
+        return [
+            KernelTable(groups, "group scale pinned_by outputs_of", caption),
+            KernelTable(edges, "name weight shape source target"),
+        ]
 
 
 def _shortened(names):
