@@ -17,7 +17,7 @@ from mkdocs.structure.files import File
 ROOT = pathlib.Path(__file__).parent.parent
 OUTSIDE = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff"),
-    *("examples/*.py", "examples/*.ipynb", "benchmarks/evidence/CLAIMS.md"),
+    *("examples/*.ipynb", "benchmarks/evidence/CLAIMS.md"),
     *(f"benchmarks/results/**/*.{kind}" for kind in ("md", "png", "csv")),
 ]
 KINDS = {"span": "inline", "div": "block"}
@@ -25,6 +25,7 @@ FORMULAS = [
     re.compile(r'<(span) class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL),
     re.compile(r'<(div) class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL),
 ]
+NOTEBOOK_LINK = re.compile(r'(?<=href=")([^":#]+\.md)')
 LINK = re.compile(r"(\]\()([^)\s#]+)")
 
 
@@ -33,26 +34,31 @@ def on_files(files, config):
     """Adds the files of other folders."""
     for path in sorted(path for pattern in OUTSIDE for path in ROOT.glob(pattern)):
         place = path.relative_to(ROOT).as_posix()
-        files.append(File.generated(config, _in_site(place), abs_src_path=str(path)))
+        files.append(File(place, ROOT, config.site_dir, config.use_directory_urls))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
     """Makes links between files of the repository links between pages."""
-    here = page.file.src_uri
-    folder = posixpath.dirname(_in_repository(here, files))
+    folder = posixpath.dirname(page.file.src_uri) or "."
 
     def moved(found):
         if "://" in found[2]:
             return found[0]
-        target = _in_site(posixpath.normpath(posixpath.join(folder, found[2])))
-        return found[1] + posixpath.relpath(target, posixpath.dirname(here) or ".")
+        return found[1] + posixpath.relpath(_in_site(found[2], page), folder)
 
     return LINK.sub(moved, markdown)
 
 
 def on_page_content(content, page, config, files):
     """Turns formulas into MathML, which browsers show without a script."""
+    if page.file.src_uri.endswith(".ipynb"):  # MkDocs does not see its links
+        return NOTEBOOK_LINK.sub(
+            lambda found: files.src_uris[_in_site(found[1], page)].url_relative_to(
+                page.file
+            ),
+            content,
+        )
     for formula in FORMULAS:
         content = formula.sub(
             lambda found: convert(html.unescape(found[2]), display=KINDS[found[1]]),
@@ -61,12 +67,8 @@ def on_page_content(content, page, config, files):
     return content
 
 
-def _in_site(place):
-    """Returns where a file of the repository is in the site."""
-    return "index.md" if place == "README.md" else place.removeprefix("docs/")
-
-
-def _in_repository(place, files):
-    """Returns where a file of the site is in the repository."""
-    path = pathlib.Path(files.src_uris[place].abs_src_path)
-    return path.relative_to(ROOT).as_posix()
+def _in_site(link, page):
+    """Returns where a file is in the site that a page of the repository links to."""
+    here = pathlib.Path(page.file.abs_src_path).relative_to(ROOT).as_posix()
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(here), link))
+    return target.removeprefix("docs/")

@@ -163,8 +163,8 @@ print(f"test accuracy: {model.evaluate(test_images, y_test, verbose=0)[1]:.1%}")
 # also WEISSI, the penalty of this package: the logarithm of each norm. Shifts of scale
 # do not change the sum of the logarithms in a chain of layers. Here, where a gamma (the
 # weight that scales the output of the normalization) takes part in the shifts, it
-# needs `invariant=True`. The strength is what the guide advises for networks with
-# shortcuts.
+# needs `invariant=True`. The strength is the one [advised](../docs/strength.md) for
+# networks with shortcuts.
 
 # %%
 strength = keras_weissi.largest_log_norm(10) / 30  # 10 classes
@@ -260,8 +260,10 @@ print(f"penalty {float(sum(model.losses)):.4f}, loaded {float(sum(loaded.losses)
 # - For your own network: add `ScaleBalancer()` to the callbacks of a training with L2,
 #   and tune the strength and the learning rate anew.
 # - The [README](../README.md) has the results of the study, with the losses.
-# - The [guide](../docs/guide.md) explains how strong the penalty should be, networks
-#   with normalization layers, transformers and custom layers.
+# - [How to choose](../docs/choose.md) leads from your model to a recipe. Other pages
+#   explain [how strong](../docs/strength.md) a penalty should be, [normalization
+#   layers and transformers](../docs/normalization.md) and [custom
+#   layers](../docs/custom-layers.md).
 # - `generalize.py` in this folder compares three ways to train a deep network,
 #   `transformer.py` shifts and balances a small Llama, and `finetune.py` takes a model
 #   of `keras.applications`.
