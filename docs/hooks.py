@@ -20,11 +20,7 @@ OUTSIDE = [
     *("examples/*.ipynb", "benchmarks/evidence/CLAIMS.md"),
     *(f"benchmarks/results/**/*.{kind}" for kind in ("md", "png", "csv")),
 ]
-KINDS = {"span": "inline", "div": "block"}
-FORMULAS = [
-    re.compile(r'<(span) class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL),
-    re.compile(r'<(div) class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL),
-]
+FORMULA = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL)
 NOTEBOOK_LINK = re.compile(r'(?<=href=")([^":#]+\.md)')
 LINK = re.compile(r"(\]\()([^)\s#]+)")
 
@@ -59,12 +55,15 @@ def on_page_content(content, page, config, files):
             ),
             content,
         )
-    for formula in FORMULAS:
-        content = formula.sub(
-            lambda found: convert(html.unescape(found[2]), display=KINDS[found[1]]),
-            content,
-        )
-    return content
+
+    return FORMULA.sub(
+        lambda found: (
+            '<div class="formula">'
+            + convert(html.unescape(found[1]), display="block")
+            + "</div>"
+        ),
+        content,
+    )
 
 
 def _in_site(link, page):
