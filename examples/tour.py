@@ -19,7 +19,7 @@
 # Multiply one layer of a ReLU network by c and divide the next by c: the network
 # computes the same, but its L2 penalty changes. This notebook shows what that means
 # for training, and what the package does about it. You should know Keras. The notebook
-# needs the extra `examples` of the package, and runs in less than a minute on a CPU.
+# needs the extra `examples` of the package, and runs in about a minute on a CPU.
 
 # %%
 import importlib.util
@@ -112,7 +112,7 @@ def train_chain(callbacks):
     for i in range(1, 5):
         model.add(layers.Dense(64, "relu", kernel_regularizer=l2, name=f"hidden_{i}"))
     model.add(layers.Dense(10, kernel_regularizer=l2, name="logits"))
-    compile_and_fit(model, x, 30, callbacks)
+    compile_and_fit(model, x, 20, callbacks)
     return model.evaluate(x_test, y_test, verbose=0)[1]
 
 
@@ -133,7 +133,8 @@ plt.show()
 # %% [markdown]
 # Each line is the norm of one kernel. Without the balancer (left), the norms differ.
 # With it (right), they are equal, so the lines cover each other. The dashed line is the
-# product of the norms, which no shift of scale changes: L2 lowers it while it trains.
+# product of the norms, which no shift of scale changes: it grows while the network
+# learns most, and then L2 lowers it.
 #
 # `NormLogger` also adds the norms to `history.history`, so `CSVLogger` and TensorBoard
 # get them, too.
