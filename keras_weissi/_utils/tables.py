@@ -64,6 +64,7 @@ class KernelTable(list[Row]):
             highlight=False,
             force_jupyter=False,
             color_system=None,
+            emoji=False,
         )
         width = shutil.get_terminal_size((_WIDTH, 24)).columns
         console.width = 10**6

@@ -225,3 +225,7 @@ def test_every_class_that_prints_as_a_table_has_html():
         "ScaleStatus",
     }
     assert not any(hasattr(c, "_repr_html_") for c in rest)
+
+
+def test_names_are_no_emoji_codes():
+    assert " :x: " in str(KernelTable([Line(":x:", 1.0, "")], "name norm"))
