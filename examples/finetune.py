@@ -4,13 +4,14 @@ A ReLU network is trained on scikit-learn's digits. Then it gets a new last laye
 learns from 50 images, with a penalty that `regularize` puts on the trained layers too
 (setting their `kernel_regularizer` would do nothing), and with `ScaleBalancer`.
 
-- New digits: trained on 0 to 4, it learns 5 to 9. L2 and balancing help a little or
-  not at all, and a network that was not trained before is as good: what was learned
-  is of little use.
+- New digits: trained on 0 to 4, it learns 5 to 9. L2 and balancing help a little, but
+  a network that was not trained before is at least as good: what was learned is of
+  little use.
 - The same digits: trained on half of all images, it learns others of the same ten
   digits. Now what was learned is worth a lot, and L2 and balancing cost accuracy.
 
 Both make the trained layers change more, as the angle shows by which they turn.
+Whether `ScaleBalancer` adds anything to L2 differs from seed to seed.
 
     python examples/finetune.py --seeds 3 --epochs 40 --images 50 --log-norm 0.07
     python examples/finetune.py --model VGG16            # of keras.applications
@@ -207,9 +208,9 @@ def compare(arguments):
     save_and_load(shown, arguments.out)
     print(
         "Compare the two tables. L2 and balancing make the trained layers turn more. "
-        "That does no harm\nif they are of little use, as for new digits, where a "
-        "network that was not trained before is\nas good. It costs accuracy if they "
-        "are worth keeping, as for the same digits."
+        "That may help a\nlittle if they are of little use, as for new digits: there, "
+        "try a network that was not trained\nbefore. It costs accuracy if they are "
+        "worth keeping, as for the same digits."
         f"\nIn {arguments.out}: finetune.png, model.keras"
     )
 
@@ -264,8 +265,8 @@ def draw(mean, arguments):
         ratio = mean(TASKS[0], variant, "norm/new") / np.mean(norms, axis=0)
         axes[2].plot(epochs, ratio, **style)
     axes[2].set(
-        title=f"New layer's norm over that of the others ({TASKS[0]})",
-        xlabel="epoch",
+        title="Norm of the new layer / of the others",
+        xlabel=f"epoch ({TASKS[0]})",
         ylim=(0, 1.1),
     )
     for ax, task in zip(axes, TASKS, strict=False):

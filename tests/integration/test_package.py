@@ -110,6 +110,15 @@ def test_the_first_command_of_an_example_gives_the_defaults(example, monkeypatch
     )
 
 
+@pytest.mark.parametrize("example", EXAMPLES, indirect=True)
+def test_an_example_notices_first_that_it_cannot_write(example, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as info:
+        parsed(example, monkeypatch, "--out", "/dev/null/x")
+    assert info.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: argument --out: cannot write to /dev/null/x" in last
+
+
 def hiding(names, folder):
     """The environment of a process in which packages are not installed."""
     (folder / "sitecustomize.py").write_text(f"""
