@@ -10,17 +10,12 @@ single device, up to rounding.
     python examples/distributed.py --engine ddp --out ddp-out     # PyTorch, 2 processes
 """
 
-import argparse
-import importlib.util
 import os
 import pathlib
 import tempfile
 
 import numpy as np
-
-# TensorFlow and its log of the machine's features are not what this is about.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+from common import choose_backend, make_folder, make_parser
 
 BATCH = 64  # rows of a global batch; each device gets its share of them
 EPOCHS = 5
@@ -266,10 +261,10 @@ ENGINES = {  # and the backend that each needs
 
 def parse_arguments():
     """Reads the command line; a bad value ends the program with one line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        epilog="KERAS_BACKEND chooses the backend. If it is not set, the engine does, "
-        "or else it is the first that is installed of TensorFlow, JAX and PyTorch.",
+    parser = make_parser(__doc__)
+    parser.epilog = (
+        "KERAS_BACKEND chooses the backend. If it is not set, the engine does, or else "
+        "Keras's configuration. If that one is not installed, another is taken."
     )
     parser.add_argument(
         "--engine",
@@ -284,17 +279,7 @@ def parse_arguments():
         help=f"how many, a divisor of {BATCH}, the batch size (default: 4; for ddp, "
         "where each is a process, 2; for single, 1)",
     )
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        help="folder for result.npz (weights, norms, penalty), norms.csv (the record "
-        "of NormLogger) and log.csv (of CSVLogger) (default: nothing is written)",
-    )
     arguments = parser.parse_args()
-
-    def is_installed(name):
-        return importlib.util.find_spec(name) is not None
-
     backend = os.environ.get("KERAS_BACKEND")
     needed = ENGINES[arguments.engine][1] if arguments.engine else None
     if needed and backend not in (None, needed):
@@ -302,10 +287,7 @@ def parse_arguments():
             f"argument --engine: expected one for KERAS_BACKEND={backend}, got "
             f"{arguments.engine}, which needs {needed}"
         )
-    backend = backend or needed or next(filter(is_installed, DEFAULT_ENGINES), None)
-    if backend not in DEFAULT_ENGINES or not is_installed(backend):
-        parser.error(f"the backend {backend} is not known or not installed")
-    os.environ["KERAS_BACKEND"] = backend
+    backend = choose_backend(parser, needed)
     arguments.engine = arguments.engine or DEFAULT_ENGINES[backend]
     if arguments.devices is None:
         arguments.devices = {"single": 1, "ddp": 2}.get(arguments.engine, 4)
@@ -317,10 +299,7 @@ def parse_arguments():
     if arguments.engine == "single" and arguments.devices > 1:
         parser.error(f"argument --devices: expected 1, got {arguments.devices}")
     if arguments.out is not None:
-        try:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            parser.error(f"argument --out: cannot make {arguments.out}: {error}")
+        make_folder(parser, arguments.out)
     return arguments
 
 
@@ -333,11 +312,15 @@ def main():
         flag = f"--xla_force_host_platform_device_count={arguments.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     how = train.__doc__.splitlines()[0].rstrip(".").replace("`", "")
-    print(f"{how}, on {arguments.devices} device(s), by {backend}.")
+    print(f"{how}, on {arguments.devices} device(s), by {os.environ['KERAS_BACKEND']}.")
     result = train(arguments.devices, arguments.out)
     if arguments.out is not None:
         np.savez(arguments.out / "result.npz", **result)
-        print(f"in {arguments.out}: result.npz, norms.csv, log.csv")
+        print(f"In {arguments.out}: result.npz, norms.csv, log.csv")
+    print(
+        "Compare the norms and the penalty with those of --engine single: they are the "
+        "same, up to rounding."
+    )
 
 
 if __name__ == "__main__":

@@ -7,45 +7,19 @@ Rates and strengths are those that `benchmarks/evidence/claims` found for each o
     python examples/generalize.py --seeds 3 --epochs 100 --out generalize-out
 """
 
-import argparse
-import os
-import pathlib
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+from common import interval, make_parser, parse, positive_int
 
 TRAIN, TEST = 2000, 4000
 
 
 def parse_arguments():
     """Reads the command line; a bad value ends the program with one line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__, "generalize-out")
     parser.add_argument("--seeds", type=positive_int, default=3, help="of each method")
     parser.add_argument(
         "--epochs", type=positive_int, default=100, help="epochs of each training"
     )
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default="generalize-out",
-        help="folder for the picture",
-    )
-    arguments = parser.parse_args()
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --out: cannot write to {arguments.out}: {error}")
-    return arguments
-
-
-def positive_int(text):
-    """Parses an int of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an int of at least 1, got {text!r}")
-    return int(text)
+    return parse(parser)
 
 
 def generate(seed):
@@ -163,22 +137,12 @@ def main():
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(arguments.out / "generalize.png", dpi=120)
-    console.print(
-        "\nThe balancer keeps the norms of all layers equal: without it, L2 does not."
+    print(
+        "\nLook at generalize.png: the balancer keeps the norms of all layers equal, "
+        "L2 alone does not.\nThe table shows what that is worth."
         + "\nRates and strengths are for 100 epochs; fewer say little." * is_short
         + f"\nIn {arguments.out}: generalize.png"
     )
-
-
-def interval(differences):
-    """Writes the mean of a few differences, with its interval if there is one."""
-    from scipy import stats
-
-    mean = differences.mean()
-    if len(differences) < 2 or not differences.any():
-        return f"{mean:+.1f}"
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return f"{mean:+.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":

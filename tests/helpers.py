@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -127,10 +128,17 @@ def relative_error(actual, expected):
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
-def run_example(name, *arguments):
+def run_example(name, *arguments, **environment):
     """Runs an example in a new process, where a warning of ours is an error."""
     path = ROOT / "examples" / name
-    return run_python("-W", "error::UserWarning:keras_weissi", path, *arguments)
+    options = ("-W", "error::UserWarning:keras_weissi")
+    return run_python(*options, path, *arguments, **environment)
+
+
+def files_named(stdout):
+    """The files that an example says it wrote, in its only line that names some."""
+    (names,) = re.findall(r"^In \S+: (.*)$", stdout, re.MULTILINE)
+    return {name.rstrip("/") for name in names.split(", ")}
 
 
 def count_transfers(monkeypatch, variable):

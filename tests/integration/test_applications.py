@@ -1,12 +1,13 @@
 """The models that people fine-tune: every kernel is accounted for."""
 
 import gc
+import re
 import sys
 
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, penalty_of, run_example
+from helpers import ROOT, files_named, penalty_of, run_example
 from keras import layers
 
 from keras_weissi import WEISSI, norm_table, regularize, scale_groups
@@ -129,7 +130,27 @@ def test_finetune_example(model, kept, left_out, tmp_path):
     assert f"{kept} kernels got the penalty" in result.stdout
     assert left_out is None or left_out in result.stdout
     assert "saved and loaded" in result.stdout
-    assert {"norms.png", "model.keras"} <= {p.name for p in tmp_path.iterdir()}
+    assert files_named(result.stdout) == {p.name for p in tmp_path.iterdir()}
+    assert files_named(result.stdout) == {"norms.png", "model.keras"}
+
+
+@pytest.mark.slow
+def test_finetune_example_compares(tmp_path):
+    arguments = ["--seeds", 1, "--epochs", 2, "--images", 20, "--out", tmp_path]
+    result = run_example("finetune.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "4 of 4 kernels got the penalty" in result.stdout
+    assert "saved and loaded: 4 kernels with a penalty" in result.stdout
+    # Of both tasks: an accuracy, a difference, an angle.
+    numbers = r"│ +\d+\.\d % │ +[+-]\d+\.\d │ +(\d+)° │"
+    for penalty in ("L2 +", r"L2 \+ ScaleBalancer +", r"WEISSI \+ ScaleBalancer +"):
+        angles = re.findall(f"│ {penalty}{numbers}", result.stdout)
+        assert len(angles) == 2 and all(int(angle) < 90 for angle in angles)
+    assert files_named(result.stdout) == {p.name for p in tmp_path.iterdir()}
+    assert (tmp_path / "finetune.png").read_bytes().startswith(b"\x89PNG")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    weissi = loaded.get_layer("new").kernel_regularizer
+    assert isinstance(weissi, WEISSI) and len(loaded.losses) == 4
 
 
 @pytest.mark.parametrize(
@@ -137,7 +158,7 @@ def test_finetune_example(model, kept, left_out, tmp_path):
     [
         (["--model", "VGG17"], "argument --model: no 'VGG17' there, but"),
         (["--epochs", "0"], "argument --epochs: expected an int of at least 1"),
-        (["--out", "/dev/null/x"], "argument --out: cannot make"),
+        (["--out", "/dev/null/x"], "argument --out: cannot write to"),
     ],
 )
 def test_finetune_example_names_bad_values(arguments, message):

@@ -9,7 +9,15 @@ import types
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, ROOT, relative_error, run_example, run_python, to_numpy
+from helpers import (
+    BACKEND,
+    ROOT,
+    files_named,
+    relative_error,
+    run_example,
+    run_python,
+    to_numpy,
+)
 
 EXAMPLE = ROOT / "examples" / "distributed.py"
 RUNS = {
@@ -26,7 +34,9 @@ LOG_NORM, DIRECTION_L1 = 0.05, 0.001
 def example():
     spec = importlib.util.spec_from_file_location("distributed", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLE.parent)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -41,6 +51,7 @@ def run(tmp_path_factory):
             arguments = ["--engine", engine, "--devices", devices, "--out", out]
             process = run_example("distributed.py", *arguments)
             assert process.returncode == 0, process.stderr
+            assert files_named(process.stdout) == {p.name for p in out.iterdir()}
             with np.load(out / "result.npz") as result:
                 result = dict(result)
             tables = []
@@ -420,7 +431,7 @@ OTHER = "data" if BACKEND == "torch" else "ddp"
         (["--engine", "single", "--devices", "2"], "argument --devices: expected 1"),
         (["--engine", OTHER], f"--engine: expected one for KERAS_BACKEND={BACKEND}"),
         (["--engine", "all"], "argument --engine: invalid choice"),
-        (["--out", "/dev/null/x"], "argument --out: cannot make"),
+        (["--out", "/dev/null/x"], "argument --out: cannot write to"),
     ],
 )
 def test_the_example_names_bad_values(arguments, message):

@@ -4,13 +4,14 @@ import csv
 import doctest
 import importlib
 import json
+import os
 import re
 import shutil
 import zipfile
 
 import keras
 import pytest
-from helpers import BACKEND, ROOT, run_example, run_python
+from helpers import BACKEND, ROOT, files_named, run_example, run_python
 
 from keras_weissi import WEISSI
 
@@ -95,6 +96,118 @@ def test_the_question_about_loading_quotes_keras(tmp_path):
     assert result.returncode == 1 and quoted in result.stderr
 
 
+EXAMPLES = [
+    "digits",
+    "distributed",
+    "finetune",
+    "generalize",
+    "symmetry",
+    "transformer",
+]
+
+
+def test_every_example_is_tested():
+    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert names - {"common", "tour"} == set(EXAMPLES)
+
+
+@pytest.fixture
+def example(request, monkeypatch, tmp_path):
+    """The module of an example, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", BACKEND)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module(request.param)
+
+
+def parsed(example, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["example.py", *arguments])
+    arguments = example.parse_arguments()
+    return vars(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, indirect=True)
+def test_the_first_command_of_an_example_gives_the_defaults(example, monkeypatch):
+    first = re.search(r"^    python examples/(\S+)([^#\n]*)", example.__doc__, re.M)
+    assert first[1] == f"{example.__name__}.py"
+    assert parsed(example, monkeypatch, *first[2].split()) == parsed(
+        example, monkeypatch
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, indirect=True)
+def test_an_example_notices_first_that_it_cannot_write(example, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as info:
+        parsed(example, monkeypatch, "--out", "/dev/null/x")
+    assert info.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: argument --out: cannot write to /dev/null/x" in last
+
+
+def hiding(names, folder):
+    """The environment of a process in which packages are not installed."""
+    (folder / "sitecustomize.py").write_text(f"""
+import importlib.machinery
+finder = importlib.machinery.PathFinder
+find = finder.find_spec
+def find_spec(name, path=None, target=None):
+    hidden = name.split(".")[0] in {names!r}
+    return None if hidden else find(name, path, target)
+finder.find_spec = find_spec
+""")
+    (folder / "keras").mkdir()
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path, "KERAS_HOME": str(folder / "keras")}
+
+
+# They choose with the same code; only the one of many devices asks it for a backend.
+@pytest.mark.parametrize(
+    "name", ["digits", pytest.param("distributed", marks=pytest.mark.one_backend)]
+)
+def test_an_example_takes_a_backend_that_is_installed(name, tmp_path):
+    program = f"""
+import os, runpy, sys
+import {BACKEND}
+sys.path.insert(0, {str(ROOT / "examples")!r})
+example = __import__({name!r})
+example.parse_arguments()
+print(os.environ["KERAS_BACKEND"])
+"""
+    others = [b for b in ("tensorflow", "jax", "torch") if b != BACKEND]
+    environment = hiding(others, tmp_path) | {"KERAS_BACKEND": ""}
+    out = tmp_path / "out"
+    result = run_python("-c", program, "--out", out, **environment)
+    assert result.returncode == 0, result.stderr
+    said = f"tensorflow is not installed: {BACKEND} is the backend instead\n"
+    assert result.stdout == said * (BACKEND != "tensorflow") + BACKEND + "\n"
+    # What the configuration of Keras names comes before TensorFlow.
+    (tmp_path / "keras" / "keras.json").write_text(f'{{"backend": "{BACKEND}"}}')
+    result = run_python("-c", program, "--out", out, **environment)
+    assert result.stdout == f"{BACKEND}\n"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_names_a_backend_that_is_not_installed(name, tmp_path):
+    result = run_example(f"{name}.py", **hiding([BACKEND], tmp_path))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    message = f"the backend {BACKEND} is not known or not installed"
+    assert result.stderr.splitlines()[-1].endswith(message)
+
+
+@pytest.mark.slow
+def test_digits_example_without_tensorflow(tmp_path):
+    if BACKEND == "tensorflow":
+        pytest.skip("needs another backend")
+    environment = hiding(["tensorflow"], tmp_path) | {"KERAS_BACKEND": ""}
+    out = tmp_path / "out"
+    arguments = ["--epochs", 1, "--out", out]
+    result = run_example("digits.py", *arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    assert "TensorFlow is not installed: no TensorBoard events" in result.stdout
+    assert files_named(result.stdout) == {path.name for path in out.iterdir()}
+    assert "tensorboard" not in files_named(result.stdout)
+
+
 @pytest.mark.slow
 def test_symmetry_example(tmp_path):
     out = tmp_path / "out"
@@ -111,10 +224,12 @@ def test_symmetry_example(tmp_path):
     assert max(weissi) - min(weissi) < 2e-5
     assert "6 groups, 4 of them free" in result.stdout
     assert (out / "symmetry.png").read_bytes().startswith(b"\x89PNG")
+    assert files_named(result.stdout) == {path.name for path in out.iterdir()}
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--epochs", "0"], ["--spread", "0"], ["--seed", "-1"]]
+    "arguments",
+    [["--epochs", "0"], ["--spread", "0"], ["--seed", "-1"], ["--spread", "x"]],
 )
 def test_symmetry_example_names_bad_values(arguments):
     result = run_example("symmetry.py", *arguments)
@@ -138,6 +253,7 @@ def test_transformer_example(tmp_path):
     assert squares[1] > 3 * squares[0] > 3 * squares[2]
     assert right[3] > 50 > max(right[:3])
     assert (out / "transformer.png").read_bytes().startswith(b"\x89PNG")
+    assert files_named(result.stdout) == {path.name for path in out.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -164,6 +280,7 @@ def test_digits_example(tmp_path):
     with open(out / "log.csv", newline="") as file:
         assert all(row["norm/hidden_1"] for row in csv.DictReader(file))
     assert (out / "model.keras").exists()
+    assert files_named(result.stdout) == {path.name for path in out.iterdir()}
     if BACKEND == "tensorflow":
         assert list((out / "tensorboard").glob("train/events*"))
 
@@ -236,6 +353,7 @@ def test_generalize_example(tmp_path):
         assert f"seed 1, {method}: " in result.stdout
     assert "±" in result.stdout and "difference to L2" in result.stdout
     assert (out / "generalize.png").read_bytes().startswith(b"\x89PNG")
+    assert files_named(result.stdout) == {path.name for path in out.iterdir()}
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--seeds", "-1"]])
