@@ -251,7 +251,8 @@ with tempfile.TemporaryDirectory() as folder:
     loaded = keras.models.load_model(path)
 
 print_what_moved(loaded)
-print(f"penalty {float(sum(model.losses)):.4f}, loaded {float(sum(loaded.losses)):.4f}")
+was, now = (keras.ops.convert_to_numpy(sum(m.losses)) for m in (model, loaded))
+print(f"penalty {was:.4f}, loaded {now:.4f}")
 
 # %% [markdown]
 # The loaded model computes the same and has the same penalty.
