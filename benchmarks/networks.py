@@ -355,10 +355,10 @@ def table_of(results, before, without):
         "Made by `python benchmarks/networks.py` with Keras "
         f"{keras.__version__} on {keras.backend.backend()}. Weights are random, and "
         "the backbones of `keras_hub` small. *Free* counts the scales that may be "
-        "chosen, before and now; *output change* is the largest relative change of an "
-        "output (float32) after a random shift and after balancing; *seconds* is the "
-        "longest of the first calls of `scale_groups`, `balance_scales` and "
-        "`regularize`, and *call* is which.",
+        "chosen, before layers were seen through and now; *output change* is the "
+        "largest relative change of an output (float32) after a random shift and after "
+        "balancing; *seconds* is the longest of the first calls of `scale_groups`, "
+        "`balance_scales` and `regularize`, and *call* is which.",
         "",
         *(f"- {line}" for line in _summary(results, before)),
         *["- keras_hub is left out: it is not installed."] * ("hub" in without),
@@ -389,7 +389,10 @@ def _summary(results, before):
         most = np.max([change for change in changes if change <= SUSPICIOUS])
         rest = len(changes) - sum(change <= SUSPICIOUS for change in changes)
         count = len(changes) - rest
-        yield f"{count} outputs change by at most {most:.1e}, {rest} by more: see why."
+        yield (
+            f"{count} outputs change by at most {most:.1e}, {rest} by more: see the "
+            "notes."
+        )
     times = [row["seconds"] for row in rows if "call" in row and row["weights"] < 3e7]
     if times:
         slow = sum(seconds > LIMIT for seconds in times)

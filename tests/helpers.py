@@ -70,7 +70,7 @@ def float64():
         yield
 
 
-def run_python(*arguments, timeout=300, cwd=None, **environment):
+def run_python(*arguments, timeout=1200, cwd=None, **environment):
     """Runs a new Python process on the backend under test; returns its result."""
     env = {**os.environ, "KERAS_BACKEND": BACKEND, **environment}
     return subprocess.run(

@@ -77,9 +77,9 @@ class KernelTable(list[Row]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        # Notebooks align all cells to the right. Only names and numbers stay whole.
         styles = [
-            f"text-align: {_side(name)}"
-            + "; white-space: nowrap" * (name not in _PROSE)
+            f"text-align: {_side(name)}" + "; white-space: normal" * (name in _PROSE)
             for name in self._columns
         ]
 
@@ -90,8 +90,10 @@ class KernelTable(list[Row]):
             )
 
         rows = "".join(f"<tr>{line('td', cells)}</tr>" for cells in self._cells())
+        # The class keeps notebooks from reading mathematics into names with a `$`.
         return (
-            '<div style="overflow-x: auto"><table>'
+            '<div class="tex2jax_ignore" style="overflow-x: auto">'
+            '<table style="white-space: nowrap">'
             f"<thead><tr>{line('th', self._columns)}</tr></thead>"
             f"<tbody>{rows}</tbody></table></div>{paragraphs(self._caption)}"
         )
@@ -103,7 +105,10 @@ class KernelTable(list[Row]):
 
 def paragraphs(text):
     """Makes a paragraph of HTML of each line of a text."""
-    return "".join(f"<p>{html.escape(line)}</p>" for line in text.splitlines())
+    return "".join(
+        f'<p class="tex2jax_ignore">{html.escape(line)}</p>'
+        for line in text.splitlines()
+    )
 
 
 def format_regularizer(regularizer):

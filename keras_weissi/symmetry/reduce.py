@@ -219,7 +219,7 @@ class Reduction:
         for edge in last:
             ends = [x for x in (edge.target, edge.source) if self.value_of(x)]
             if ends:
-                self._pin(ends[0], "the model", "the output is not used")
+                self._pin(ends[0], "the model", "no other kernel makes up for it")
         self._reduce()
         return True
 

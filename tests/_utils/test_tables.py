@@ -200,10 +200,12 @@ def test_numbers_are_on_the_right_and_colours_are_those_of_the_page():
         sides = [style.split(";")[0] for style in styles]
         assert sides == [f"text-align: {s}" for s in ("left", "right", "left")]
         # Names and numbers are never broken; notes may be.
-        assert ["nowrap" in style for style in styles] == [True, True, False]
+        assert ["normal" in style for style in styles] == [False, False, True]
     assert page.wrappers == ["overflow-x: auto"]
     text = table._repr_html_()
-    for word in ("color", "background", "class", "script", "href", "src"):
+    assert '<table style="white-space: nowrap">' in text
+    assert text.count("class=") == text.count('class="tex2jax_ignore"') == 2
+    for word in ("color", "background", "script", "href", "src"):
         assert word not in text
 
 

@@ -13,6 +13,7 @@ import keras
 import pytest
 from helpers import BACKEND, ROOT, files_named, run_example, run_python
 
+import keras_weissi
 from keras_weissi import WEISSI
 
 MODULES = [
@@ -51,11 +52,11 @@ WRITTEN = {
     "docs/logs.md": {"log.csv", "plot.png", "norms.csv", "norms.png"},
 }
 # These pages have tests of their own.
-ELSEWHERE = ("loops.md", "symmetry.md")
+ELSEWHERE = [ROOT / "docs" / name for name in ("loops.md", "symmetry.md")]
 PAGES = [
     page.relative_to(ROOT).as_posix()
     for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")])
-    if "```python\n" in page.read_text("utf-8") and page.name not in ELSEWHERE
+    if "```python\n" in page.read_text("utf-8") and page not in ELSEWHERE
 ]
 
 
@@ -271,7 +272,7 @@ def test_digits_example(tmp_path):
     out = tmp_path / "out"
     result = run_example("digits.py", "--epochs", 3, "--out", out)
     assert result.returncode == 0, result.stderr
-    for name in ("none", "L2(0.001)", "WEISSI(0.03)"):
+    for name in ("none", "L2(0.001)", "L2(0.001) + balancer", "WEISSI(0.03)"):
         assert re.search(rf"│ {re.escape(name)} +│ +\d\d\.\d% │", result.stdout)
     assert "are identical; training goes on from step 108" in result.stdout
     assert (out / "norms.png").read_bytes().startswith(b"\x89PNG")
@@ -340,7 +341,14 @@ def test_the_wheel_has_every_module_and_nothing_else(tmp_path):
     targets = re.findall(r"\]\(([^)]+)\)", description)
     assert targets and all(target.startswith("https://") for target in targets)
     assert "kernel_regularizer=WEISSI" in description and "![" not in description
-    assert "What `examples/digits.py` draws" not in description
+    for words in ("What `examples/digits.py` draws", ".venv", "See ", "docs/"):
+        assert words not in description
+    assert "pip install 'keras-weissi[tensorflow]'" in description
+
+
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {keras_weissi.__version__}\n" in citation
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_the_page_shows_all_pictures():
 
 @pytest.mark.slow
 @pytest.mark.one_backend
-def test_the_program_draws_the_same_pictures_again(tmp_path):
+def test_the_program_draws_all_pictures_with_their_texts(tmp_path):
     pytest.importorskip("matplotlib")
     result = run_python(ROOT / "docs" / "pictures.py", "--out", tmp_path)
     assert result.returncode == 0, result.stderr

@@ -1,112 +1,97 @@
-"""What the README and the page on how to choose say of the study, between marks."""
+"""What pages of the documentation say of the study, between marks."""
 
-import dataclasses
 import pathlib
 import re
 
-from evidence.claims.report import Finals, claims_table, sentences, with_interval
+import numpy as np
+
+from evidence.claims.claims import interval
+from evidence.claims.report import (
+    COLLAPSED,
+    Finals,
+    claims_table,
+    cliff_table,
+    sentences,
+    with_interval,
+)
 from evidence.claims.settings import METHODS, SETTINGS
 from evidence.runs import write_at_once
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
+# In this order, each has to beat the recipe so far.
+CANDIDATES = ("l2+epoch", "decay", "log", "log+epoch")
+SHOWN = ("l2+epoch", "log", "log+epoch")
 
 
-@dataclasses.dataclass(frozen=True)
-class Advice:
-    """What is recommended for a kind of model.
+def blocks(rows):
+    """Returns what stands between the marks, by the page and the name of the mark.
 
-    Attributes:
-        model: str, the kind of model.
-        recipe: str, what to do.
-        settings: tuple of str, where the recipe was measured.
-        method: str, the recipe there, as the study names it.
-        other: str, a method whose numbers tell why not something else.
+    Args:
+        rows: list of dicts, of the table of runs.
     """
-
-    model: str
-    recipe: str
-    settings: tuple[str, ...]
-    method: str
-    other: str
-
-
-L2_BALANCED = "L2, balanced each epoch"
-ADVICE = [
-    Advice(
-        "a chain of 3 to 8 layers, SGD",
-        L2_BALANCED,
-        ("main", "depth-8"),
-        "l2+epoch",
-        "log+epoch",
-    ),
-    Advice("2 layers", "L2", ("depth-2",), "l2", "l2+epoch"),
-    Advice("16 layers, no normalization", "L2", ("depth-16",), "l2", "log+epoch"),
-    Advice("convolutions", L2_BALANCED, ("cnn", "cnn-bn"), "l2+epoch", "log+epoch"),
-    Advice("projection shortcuts", "L2", ("residual",), "l2", "l2+epoch"),
-    Advice("dense layers, Adam", "AdamW", ("adam",), "decay", "l2+epoch"),
-    Advice(
-        "a transformer, Adam", L2_BALANCED, ("transformer",), "l2+epoch", "log+epoch"
-    ),
-    Advice("few rows", "WEISSI", ("rows-500",), "log", "l2+epoch"),
-    Advice(
-        "many wrong labels",
-        L2_BALANCED,
-        ("noise-20", "noise-40"),
-        "l2+epoch",
-        "log+epoch",
-    ),
-    Advice(
-        "layers of very different scale at the start",
-        L2_BALANCED,
-        ("shift-4", "shift-16"),
-        "l2+epoch",
-        "log+epoch",
-    ),
-    Advice(
-        "a trained network with a new last layer",
-        "L2",
-        ("fine-tuning",),
-        "l2",
-        "l2+epoch",
-    ),
-]
-
-
-def blocks(finals):
-    """Returns what stands between the marks, by the page and the name of the mark."""
-    best = [line for line in sentences(finals) if line.startswith("- **What to do")]
-    worst = [line for line in sentences(finals) if line.startswith("- **Largest loss")]
+    finals = Finals(rows)
+    said = [
+        line
+        for start in ("- **What to", "- **WEISSI, balanced", "- **Worst")
+        for line in sentences(finals)
+        if line.startswith(start)
+    ]
     return {
-        ("README.md", "claims"): [*claims_table(finals), "", *best, *worst],
-        ("docs/choose.md", "recipes"): recipes_table(finals),
+        ("README.md", "claims"): [*claims_table(finals), "", *said],
+        ("docs/choose.md", "recipes"): list(recipes_table(finals)),
+        ("docs/strength.md", "cliff"): list(cliff_table(rows)),
     }
 
 
+def recipe(finals, setting):
+    """Returns the method that is better than tuned L2 and collapses with no seed."""
+    best = "l2"
+    for method in CANDIDATES:
+        if finals.has(setting, method) and not collapses(finals, setting, method):
+            low, _ = interval(finals.difference(setting, method, best))
+            if low > 0:
+                best = method
+    return best
+
+
+def collapses(finals, setting, method):
+    """Counts the seeds with which the network collapses."""
+    return int(np.sum(finals.values(setting, method) < COLLAPSED))
+
+
 def recipes_table(finals):
-    """Lists recipes with what they gained over a tuned L2, and another method."""
-    yield "| your model | recipe | points over a tuned L2 | instead |"
-    yield "| --- | --- | --- | --- |"
-    for advice in ADVICE:
-        own = "–"
-        if advice.method != "l2":
-            own = "; ".join(
-                with_interval(finals.difference(setting, advice.method))
-                + (f" ({SETTINGS[setting].label})" if len(advice.settings) > 1 else "")
-                for setting in advice.settings
-            )
-        other = "; ".join(
-            f"{finals.difference(setting, advice.other).mean():+.1f}"
-            for setting in advice.settings
+    """Lists the recipe for each setting, and what the usual methods gained."""
+    labels = " | ".join(METHODS[method].label for method in SHOWN)
+    yield f"| setting | recipe | strength | rate | {labels} |"
+    yield "| --- | --- | ---: | ---: | --- | --- | --- |"
+    for name, setting in SETTINGS.items():
+        method = recipe(finals, name)
+        tuned = " | ".join(
+            f"{finals.values(name, method, column).mean():.2g}"
+            for column in ("strength", "rate")
         )
-        instead = f"{METHODS[advice.other].label}: {other}"
-        yield f"| {advice.model} | {advice.recipe} | {own} | {instead} |"
+        gains = " | ".join(_gain(finals, name, other) for other in SHOWN)
+        yield f"| {setting.label} | **{METHODS[method].label}** | {tuned} | {gains} |"
+
+
+def _gain(finals, setting, method):
+    gain = with_interval(finals.difference(setting, method))
+    count = collapses(finals, setting, method)
+    return f"{gain}; {count} collapsed" if count else gain
 
 
 def filled(text, name, lines):
-    """Returns the text of a page with other lines between the marks of a name."""
+    """Returns the text of a page with other lines between the marks of a name.
+
+    Raises:
+        ValueError: If the page does not have the marks once.
+    """
     block = re.compile(f"(<!-- {name} -->\n).*(<!-- end of {name} -->\n)", re.DOTALL)
     content = "".join(f"{line}\n" for line in lines)
-    return block.sub(lambda found: found[1] + content + found[2], text)
+    text, count = block.subn(lambda found: found[1] + content + found[2], text)
+    if count != 1:
+        raise ValueError(f"Expected the marks of {name!r} once. Received: {count}")
+    return text
 
 
 def write_pages(rows):
@@ -115,6 +100,6 @@ def write_pages(rows):
     Args:
         rows: list of dicts, of the table of runs.
     """
-    for (page, name), lines in blocks(Finals(rows)).items():
+    for (page, name), lines in blocks(rows).items():
         text = (ROOT / page).read_text(encoding="utf-8")
         write_at_once(ROOT / page, filled(text, name, lines))

@@ -136,11 +136,11 @@ def sentences(finals):
         for name, d in found.items()
         if "shift" not in SETTINGS[name].fields
     }
-    for title, choose in (("gain", max), ("loss", min)):
+    for title, choose in (("Best", max), ("Worst", min)):
         method, name = choose(usual, key=lambda key: usual[key].mean())
         other = next(m for m in RECIPES if m != method)
         yield (
-            f"- **Largest {title}** over a tuned L2, from a usual start: "
+            f"- **{title} against a tuned L2**, where the start is not shifted: "
             f"{METHODS[method].label}, {with_interval(usual[method, name])} points "
             f"({SETTINGS[name].label}; {METHODS[other].label}: "
             f"{usual[other, name].mean():+.1f})."
@@ -151,14 +151,14 @@ def sentences(finals):
     worse = _counted(recipes[choice], -1)
     shifted = sum("shift" in SETTINGS[name].fields for name in better[choice])
     text = (
-        f"- **What to do**: {METHODS[choice].label}, with rate and strength tuned: "
-        f"better than a tuned L2 in {len(better[choice])} of {len(recipes[choice])} "
-        f"settings ({shifted} of them with a shifted start), worse in {len(worse)} "
-        f"({_named(worse) or 'none'}), by intervals not corrected for their number."
+        f"- **What to try first**: {METHODS[choice].label}. It was better than a tuned "
+        f"L2 in {len(better[choice])} of {len(recipes[choice])} settings ({shifted} of "
+        f"them with a shifted start), and worse in {len(worse)} "
+        f"({_named(worse) or 'none'})."
     )
     if finals.has("adam", "decay"):
         decay = with_interval(finals.difference("adam", "decay"))
-        text += f" With Adam, {METHODS['decay'].label} (AdamW) gains more: {decay}."
+        text += f" With Adam, {METHODS['decay'].label} (AdamW) gained more: {decay}."
     yield text
     direct = {
         name: finals.difference(name, rest, choice)
@@ -369,7 +369,9 @@ def draw_settings(finals, path):
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:+.0f}" if x else "tuned L2")
     axes.set_yticks(range(len(names)), [SETTINGS[name].label for name in names])
     axes.invert_yaxis()
-    axes.set_xlabel("test accuracy, points from tuned L2 (mean and 95 % interval)")
+    axes.set_xlabel(
+        "test accuracy, points from tuned L2 (mean, 95 % interval; not to scale beyond ±4)"
+    )
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
@@ -380,7 +382,7 @@ def draw_theory(points, path):
     """Draws what L2 leaves of the imbalance against what balancing gains."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="tight")
+    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="tight")
     for name, predicted, _, gain in points:
         low, high = interval(gain)
         axes.errorbar(
@@ -390,16 +392,21 @@ def draw_theory(points, path):
             fmt="o",
             color="#2a9d8f",
         )
-        axes.annotate(
-            SETTINGS[name].label,
-            (max(predicted, 1e-6), gain.mean()),
-            xytext=(6, 3),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        if predicted > 1e-6:
+            axes.annotate(
+                SETTINGS[name].label,
+                (predicted, gain.mean()),
+                xytext=(-6, 5),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
     axes.set_xscale("log")
+    axes.set_xlim(5e-7, 2)
     axes.axhline(0, color="black", linewidth=1)
-    axes.set_xlabel("imbalance that L2 alone leaves, as predicted")
+    axes.set_xlabel(
+        "imbalance that L2 alone leaves, as predicted (on the left: 1e-6 or less)"
+    )
     axes.set_ylabel("gain of balancing L2, points")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
