@@ -340,7 +340,7 @@ def test_the_wheel_has_every_module_and_nothing_else(tmp_path):
     # On PyPI, there are no files to link to.
     targets = re.findall(r"\]\(([^)]+)\)", description)
     assert targets and all(target.startswith("https://") for target in targets)
-    assert "kernel_regularizer=WEISSI" in description and "![" not in description
+    assert "WEISSI(0.1)" in description and "![" not in description
     for words in ("What `examples/digits.py` draws", ".venv", "See ", "docs/"):
         assert words not in description
     assert "pip install 'keras-weissi[tensorflow]'" in description

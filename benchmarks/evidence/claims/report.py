@@ -370,7 +370,7 @@ def draw_settings(finals, path):
     axes.set_yticks(range(len(names)), [SETTINGS[name].label for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(
-        "test accuracy, points from tuned L2 (mean, 95 % interval; not to scale beyond ±4)"
+        "points of test accuracy (mean, 95 % interval; not to scale beyond 4)"
     )
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
@@ -404,9 +404,7 @@ def draw_theory(points, path):
     axes.set_xscale("log")
     axes.set_xlim(5e-7, 2)
     axes.axhline(0, color="black", linewidth=1)
-    axes.set_xlabel(
-        "imbalance that L2 alone leaves, as predicted (on the left: 1e-6 or less)"
-    )
+    axes.set_xlabel("imbalance that L2 leaves, as predicted (left: 1e-6 or less)")
     axes.set_ylabel("gain of balancing L2, points")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
