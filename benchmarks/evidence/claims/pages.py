@@ -63,16 +63,19 @@ def collapses(finals, setting, method):
 def recipes_table(finals):
     """Lists the recipe for each setting, and what the usual methods gained."""
     labels = " | ".join(SHOWN.values())
-    yield f"| setting | recipe | strength | rate | {labels} |"
-    yield "| --- | --- | ---: | ---: | --- | --- | --- |"
+    yield f"| setting | recipe | gain | strength | rate | {labels} |"
+    yield "| --- | --- | ---: | ---: | ---: | --- | --- | --- |"
     for name, setting in SETTINGS.items():
         method = recipe(finals, name)
         tuned = " | ".join(
             f"{finals.values(name, method, column).mean():.2g}"
             for column in ("strength", "rate")
         )
+        gain = finals.difference(name, method).mean()
+        own = "" if method == "l2" else f"{gain:+.1f}"
         gains = " | ".join(_gain(finals, name, other) for other in SHOWN)
-        yield f"| {setting.label} | **{LABELS[method]}** | {tuned} | {gains} |"
+        label = LABELS[method]
+        yield f"| {setting.label} | **{label}** | {own} | {tuned} | {gains} |"
 
 
 def _gain(finals, setting, method):
