@@ -7,9 +7,14 @@ too (setting their `kernel_regularizer` would do nothing), and with `ScaleBalanc
 - New digits: trained on 0 to 4, it learns 5 to 9.
 - The same digits: trained on half of all images, it learns others of the same digits.
 
+Over ten other seeds (`--seeds 10 --seed 100`), L2 and WEISSI with `ScaleBalancer` turned
+the trained layers more, gained 0.7 to 0.9 points with new digits, and cost 0.4 with the
+same digits. L2 alone changed next to nothing. Training from scratch gained 1.9 points
+with new digits, and cost 11.4 with the same digits.
+
     python examples/finetune.py --seeds 3 --epochs 30 --images 50 --log-norm 0.03
-    python examples/finetune.py --model VGG16            # of keras.applications
-    python examples/finetune.py --model VGG16 --weights imagenet  # if you are online
+    python examples/finetune.py --model VGG16            # of keras.applications: minutes
+    python examples/finetune.py --model VGG16 --weights imagenet   # if you are online
     python examples/finetune.py --model MobileNetV2      # mostly normalized kernels
 """
 
@@ -194,7 +199,7 @@ def print_results(task, curves, angles, console):
         )
     console.print(table)
     is_one = len(final[FIRST]) == 1
-    print("One seed shows nothing." if is_one else conclude(differences))
+    print("One seed shows no clear difference." if is_one else conclude(differences))
 
 
 def conclude(differences):
@@ -223,7 +228,7 @@ def draw(curves, arguments):
         for i, (variant, mean) in enumerate(zip(VARIANTS, means, strict=True)):
             style = "--" if variant == NOT_TRAINED else "-"
             # Thick below thin, as some curves are nearly the same.
-            ax.plot(epochs, mean, style, lw=5 - i, marker=marker, label=variant)
+            ax.plot(epochs, mean, style, lw=4 - 0.7 * i, marker=marker, label=variant)
         # The first epochs would hide the differences at the end.
         last = [mean[-1] for mean in means]
         ax.set(title=f"Learning {task}: test accuracy, %", xlabel="epoch")
@@ -307,6 +312,7 @@ def train_application(arguments, parser):
         rows[1],
         epochs=arguments.epochs,
         validation_data=(resize(x_test[:200]), y_test[:200]),
+        validation_freq=arguments.epochs,  # only at the end: it takes long
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[logger],
     )
