@@ -1,6 +1,7 @@
 """The models that people fine-tune: every kernel is accounted for."""
 
 import gc
+import importlib
 import re
 import sys
 
@@ -139,6 +140,7 @@ def test_finetune_example_compares(tmp_path):
     arguments = ["--seeds", 1, "--epochs", 2, "--images", 20, "--out", tmp_path]
     result = run_example("finetune.py", *arguments)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.count("One seed shows no clear difference.") == 2
     assert "4 of 4 kernels got the penalty" in result.stdout
     assert "saved and loaded: 4 kernels with a penalty" in result.stdout
     # Of both tasks: an accuracy, a difference, an angle.
@@ -157,6 +159,9 @@ def test_finetune_example_compares(tmp_path):
     "arguments, message",
     [
         (["--model", "VGG17"], "argument --model: no 'VGG17' there, but"),
+        (["--seeds", "3", "--model", "VGG16"], "--seeds: has an effect only without"),
+        (["--size=32"], "argument --size: has an effect only with --model"),
+        (["--weights", "random"], "--weights: has an effect only with --model"),
         (["--epochs", "0"], "argument --epochs: expected an int of at least 1"),
         (["--out", "/dev/null/x"], "argument --out: cannot write to"),
     ],
@@ -166,3 +171,24 @@ def test_finetune_example_names_bad_values(arguments, message):
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.one_backend
+def test_finetune_example_concludes_from_the_intervals(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    conclude = importlib.import_module("finetune").conclude
+    intervals = {
+        "a": "+0.6 ± 1.3",
+        "b": "+0.9 ± 0.5",
+        "c": "-0.4 ± 0.2",
+        "d": "+0.1 ± 0.1",
+        "e": "-1.0 ± 1.2",
+        "f": "+0.0",
+    }
+    assert conclude(intervals).splitlines() == [
+        "Compared with no penalty:",
+        "  better: b",
+        "  worse: c",
+        "  no clear difference: a, d, e, f",
+    ]
+    assert "better" not in conclude({"a": "+0.6 ± 1.3"})
