@@ -140,7 +140,7 @@ def sentences(finals):
         method, name = choose(usual, key=lambda key: usual[key].mean())
         other = next(m for m in RECIPES if m != method)
         yield (
-            f"- **{title} result** against a tuned L2, from a start that is not shifted: "
+            f"- **{title} result** against a tuned L2, without a shifted start: "
             f"{METHODS[method].label}, {with_interval(usual[method, name])} points "
             f"({SETTINGS[name].label}; {METHODS[other].label}: "
             f"{usual[other, name].mean():+.1f})."
