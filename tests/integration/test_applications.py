@@ -136,6 +136,7 @@ def test_finetune_example(model, kept, left_out, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_finetune_example_compares(tmp_path):
     arguments = ["--seeds", 1, "--epochs", 2, "--images", 20, "--out", tmp_path]
     result = run_example("finetune.py", *arguments)

@@ -162,6 +162,7 @@ finder.find_spec = find_spec
 
 
 # They choose with the same code; only the one of many devices asks it for a backend.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["digits", pytest.param("distributed", marks=pytest.mark.one_backend)]
 )
@@ -239,6 +240,7 @@ def test_symmetry_example_names_bad_values(arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_transformer_example(tmp_path):
     out = tmp_path / "out"
     result = run_example("transformer.py", "--epochs", 2, "--out", out)

@@ -90,6 +90,7 @@ def process_of(penalty):
 
 
 @pytest.mark.slow
+@pytest.mark.one_backend
 def test_each_penalty_is_timed_in_processes_of_its_own(overhead, monkeypatch):
     monkeypatch.setattr(overhead, "PENALTIES", {"none": None, "L2": None})
     jobs = {"first": process_of, "second": process_of}
