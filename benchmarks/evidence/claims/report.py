@@ -167,7 +167,7 @@ def sentences(finals):
     }
     ahead, behind = _counted(direct, 1), _counted(direct, -1)
     yield (
-        f"- **{METHODS[rest].label}, against {METHODS[choice].label}**: better in "
+        f"- **{METHODS[rest].label}**, against {METHODS[choice].label}: better in "
         f"{len(ahead)} of {len(direct)} settings ({_named(ahead) or 'none'}), worse in "
         f"{len(behind)} ({_named(behind) or 'none'})."
     )
