@@ -60,6 +60,13 @@ PAGES = [
 ]
 
 
+def test_pages_that_show_code_are_found():
+    names = ("choose", "custom-layers", "existing-models", "logs", "normalization")
+    assert {f"docs/{name}.md" for name in (*names, "strength")} | {"README.md"} == set(
+        PAGES
+    )
+
+
 @pytest.mark.parametrize(
     "page",
     [

@@ -3,11 +3,8 @@
 import pathlib
 import re
 
-import numpy as np
-
 from evidence.claims.claims import interval
 from evidence.claims.report import (
-    COLLAPSED,
     SHOWN,
     Finals,
     claims_table,
@@ -31,14 +28,10 @@ def blocks(rows):
         rows: list of dicts, of the table of runs.
     """
     finals = Finals(rows)
-    said = [
-        line
-        for start in ("- **What to", "- **WEISSI, balanced", "- **Worst")
-        for line in sentences(finals)
-        if line.startswith(start)
-    ]
+    said = sentences(finals)
+    chosen = [said[key] for key in ("First", "Other", "Worst")]
     return {
-        ("README.md", "claims"): [*claims_table(finals), "", *said],
+        ("README.md", "claims"): [*claims_table(finals), "", *chosen],
         ("docs/choose.md", "recipes"): list(recipes_table(finals)),
         ("docs/strength.md", "cliff"): list(cliff_table(rows)),
     }
@@ -48,16 +41,11 @@ def recipe(finals, setting):
     """Returns the method that is better than tuned L2 and collapses with no seed."""
     best = "l2"
     for method in CANDIDATES:
-        if finals.has(setting, method) and not collapses(finals, setting, method):
+        if finals.has(setting, method) and not finals.collapsed(setting, method):
             low, _ = interval(finals.difference(setting, method, best))
             if low > 0:
                 best = method
     return best
-
-
-def collapses(finals, setting, method):
-    """Counts the seeds with which the network collapses."""
-    return int(np.sum(finals.values(setting, method) < COLLAPSED))
 
 
 def recipes_table(finals):
@@ -80,7 +68,7 @@ def recipes_table(finals):
 
 def _gain(finals, setting, method):
     gain = with_interval(finals.difference(setting, method))
-    count = collapses(finals, setting, method)
+    count = finals.collapsed(setting, method)
     return f"{gain}; {count} collapsed" if count else gain
 
 

@@ -42,6 +42,10 @@ class Finals:
         """Returns differences of test accuracies, in points, one per seed."""
         return 100 * (self.values(setting, method) - self.values(setting, than))
 
+    def collapsed(self, setting, method):
+        """Counts the seeds whose network collapsed."""
+        return int(np.sum(self.values(setting, method) < COLLAPSED))
+
     def has(self, setting, method):
         """Whether there are any."""
         return bool(self.rows.get((setting, method)))
@@ -81,7 +85,7 @@ def verdict_text(rows, finals):
     bound = largest_log_norm(CLASSES)
     parts = {
         "claims": claims_table(finals),
-        "sentences": sentences(finals),
+        "sentences": sentences(finals).values(),
         "settings": settings_table(finals),
         "cliff": cliff_table(rows),
         "theory": theory_table(theory(finals)),
@@ -128,7 +132,8 @@ def gains(finals, method):
 
 
 def sentences(finals):
-    """Says the largest gain, the largest loss, what to do, and what to beware of."""
+    """Returns what to try first, its gains and losses, and what to beware of."""
+    said = {}
     recipes = {method: gains(finals, method) for method in RECIPES}
     usual = {
         (method, name): d
@@ -139,7 +144,7 @@ def sentences(finals):
     for title, choose in (("Best", max), ("Worst", min)):
         method, name = choose(usual, key=lambda key: usual[key].mean())
         other = next(m for m in RECIPES if m != method)
-        yield (
+        said[title] = (
             f"- **{title} result** against a tuned L2, without a shifted start: "
             f"{METHODS[method].label}, {with_interval(usual[method, name])} points "
             f"({SETTINGS[name].label}; {METHODS[other].label}: "
@@ -159,30 +164,29 @@ def sentences(finals):
     if finals.has("adam", "decay"):
         decay = with_interval(finals.difference("adam", "decay"))
         text += f" With Adam, {METHODS['decay'].label} (AdamW) gained more: {decay}."
-    yield text
+    said["First"] = text
     direct = {
         name: finals.difference(name, rest, choice)
         for name in recipes[choice]
         if finals.has(name, rest)
     }
     ahead, behind = _counted(direct, 1), _counted(direct, -1)
-    yield (
+    said["Other"] = (
         f"- **{METHODS[rest].label}**, against {METHODS[choice].label}: better in "
         f"{len(ahead)} of {len(direct)} settings ({_named(ahead) or 'none'}), worse in "
         f"{len(behind)} ({_named(behind) or 'none'})."
     )
     for method in (choice, rest):
-        risky = {
-            name: int(np.sum(finals.values(name, method) < COLLAPSED))
-            for name in recipes[method]
-        }
+        risky = {name: finals.collapsed(name, method) for name in recipes[method]}
         where = "; ".join(
             f"{SETTINGS[name].label}, {count} of {len(recipes[method][name])} seeds"
             for name, count in risky.items()
             if count
         )
         if where:
-            yield f"- **Collapsed** with {METHODS[method].label}: {where}."
+            label = METHODS[method].label
+            said[f"Collapsed, {label}"] = f"- **Collapsed** with {label}: {where}."
+    return said
 
 
 def _named(differences):
@@ -236,7 +240,7 @@ def lowest_collapse(finals):
         for method in setting.methods
         if "log" in METHODS[method].strengths
         and finals.has(name, method)
-        and min(finals.values(name, method)) < COLLAPSED
+        and finals.collapsed(name, method)
     ]
     return min(found, default=(float("nan"), ""))
 
