@@ -6,6 +6,17 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import keras
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, in any time: what fails can be run again.
+settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items):

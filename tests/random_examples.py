@@ -4,7 +4,7 @@ import collections
 
 import pytest
 from helpers import float64
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 # How many examples the slow run of each test has, by module.
@@ -31,13 +31,7 @@ def examples(count, wide=None, some=None, **drawn):
         def check(number, strategies):
             seen = []
 
-            @settings(
-                max_examples=number,
-                derandomize=True,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-            )
+            @settings(max_examples=number)
             @given(st.fixed_dictionaries(strategies))
             def body(arguments):
                 seen.append(None)

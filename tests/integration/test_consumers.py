@@ -297,9 +297,7 @@ print(json.dumps({"growth": growth, "kb_a_model": a_model, "left": left}))
 @pytest.mark.slow
 def test_a_search_over_many_models_does_not_fill_the_memory():
     def search(which, builds):
-        process = run_python(
-            "-W", "ignore", "-c", SEARCH, 30, builds, which, timeout=1200
-        )
+        process = run_python("-W", "ignore", "-c", SEARCH, 30, builds, which)
         assert process.returncode == 0, process.stderr[-3000:]
         return json.loads(process.stdout.splitlines()[-1])
 
@@ -319,42 +317,19 @@ def test_a_search_over_many_models_does_not_fill_the_memory():
         assert ours["kb_a_model"] < 1.2 * keras_own["kb_a_model"]
 
 
-def records_of(data):
-    """Yields the records of a file of Weights & Biases, in LevelDB's log format."""
-    part, at = b"", 7
-    while at + 7 <= len(data):
-        if 0 < -at % 2**15 < 7:  # too short for a record: filled up with zeros
-            at += -at % 2**15
-        _, size, kind = struct.unpack_from("<IHB", data, at)
-        at += 7 + size
-        part += data[at - size : at]
-        if kind in (1, 4):  # full, or the last part
-            yield part
-            part = b""
-
-
 @pytest.mark.slow
-def test_weights_and_biases_gets_the_values(tmp_path, monkeypatch):
+def test_weights_and_biases_gets_the_values(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     wandb = pytest.importorskip("wandb")
     pytest.importorskip("tensorflow")  # which its callback imports
     from wandb.integration.keras import WandbMetricsLogger
-    from wandb.proto import wandb_internal_pb2
 
-    with wandb.init(dir=tmp_path, mode="offline", project="test"):
-        history, reference = fit(make_model(), WandbMetricsLogger())
-    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     rows = []
-    for data in records_of(path.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(data)
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append(
-                {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in items
-                }
-            )
+    with wandb.init(mode="disabled"):
+        # A process of its own would write them, in its own time.
+        monkeypatch.setattr(wandb, "log", lambda row: rows.append(json.dumps(row)))
+        history, reference = fit(make_model(), WandbMetricsLogger())
+    rows = [json.loads(row) for row in rows]
     read = {key: [row[f"epoch/{key}"] for row in rows] for key in KEYS}
     assert_same(read, history, reference)
 

@@ -83,7 +83,7 @@ def test_exact_and_with_little_memory(name, tmp_path):
     allocator = {
         f"MALLOC_{key}_": str(2**16) for key in ("TRIM_THRESHOLD", "MMAP_THRESHOLD")
     }
-    process = run_python(script, name, cwd=ROOT, timeout=600, **allocator)
+    process = run_python(script, name, cwd=ROOT, timeout=1200, **allocator)
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout.splitlines()[-1])
     print(BACKEND, name, {key: round(value, 15) for key, value in result.items()})

@@ -288,7 +288,7 @@ def run(*arguments):
         [sys.executable, "-W", "ignore", str(BENCHMARKS / "evidence"), *arguments],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         env={**os.environ, "KERAS_BACKEND": "jax"},
     )
 

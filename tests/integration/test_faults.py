@@ -137,7 +137,7 @@ def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path):
     reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
     reader.start()
     logger.to_csv(pipe)
-    reader.join(60)
+    reader.join(600)
     assert stat.S_ISFIFO(os.stat(pipe).st_mode) and os.listdir(tmp_path) == ["pipe"]
     rows = list(csv.DictReader(io.StringIO(received[0])))
     assert [row["epoch"] for row in rows] == ["0", "1"]
@@ -193,7 +193,7 @@ def test_two_fits_in_two_threads_keep_their_records_apart(balanced):
     ]
     loggers = [NormLogger(update_freq=3) for _ in models]
     watches = [Watch() for _ in models]
-    together = threading.Barrier(2, timeout=120)
+    together = threading.Barrier(2, timeout=600)
     errors = []
 
     def train(model, log_norm, logger, watch):
@@ -215,7 +215,7 @@ def test_two_fits_in_two_threads_keep_their_records_apart(balanced):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(240)
+        thread.join(600)
     assert not errors
     for model, log_norm in zip(models, strengths, strict=True):
         for name in ("hidden", "out"):
@@ -435,6 +435,6 @@ def test_threads_that_write_one_file_leave_a_whole_one(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert not errors and os.listdir(tmp_path) == ["norms.csv"]
     assert len(path.read_text().splitlines()) == 1 + len(logger.record)

@@ -26,7 +26,7 @@ def test_quick_benchmark_of_networks(tmp_path):
     table, work = tmp_path / "NETWORKS.md", tmp_path / "work"
     script = ROOT / "benchmarks" / "networks.py"
     arguments = [script, "--quick", "--out", table, "--work", work]
-    result = run_python(*arguments, timeout=600)
+    result = run_python(*arguments, timeout=1200)
     assert result.returncode == 0, result.stderr
     text = table.read_text()
     has_hub = importlib.util.find_spec("keras_hub") is not None

@@ -107,7 +107,7 @@ def train(kind, folder, processes):
         for rank in range(processes)
     ]
     try:
-        outputs = [process.communicate(timeout=240) for process in running]
+        outputs = [process.communicate(timeout=1200) for process in running]
     finally:
         for process in running:
             process.kill()

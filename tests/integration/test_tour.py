@@ -87,7 +87,7 @@ def test_the_notebook_runs_and_shows_what_is_committed(tmp_path, monkeypatch):
         cell.outputs = []
     nbclient.NotebookClient(
         notebook,
-        timeout=600,
+        timeout=1200,
         kernel_name="python3",
         resources={"metadata": {"path": tmp_path}},
     ).execute()

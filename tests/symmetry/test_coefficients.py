@@ -6,7 +6,7 @@ import networks
 import numpy as np
 import pytest
 from helpers import float64, penalty_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
@@ -234,7 +234,7 @@ def test_invariant_is_what_makes_the_difference():
     assert penalty_of(model) == pytest.approx(before, abs=1e-5)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(networks.specs, st.integers(0, 2**31))
 def test_the_statement_is_true_of_any_model(spec, seed):
     with float64():

@@ -13,7 +13,7 @@ from helpers import (
     to_numpy,
     weights_of,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, optimizers
 
@@ -25,9 +25,7 @@ from keras_weissi import (
 )
 
 # Each builds a model, so few of them; the shapes matter more than the numbers.
-few = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+few = settings(max_examples=25)
 seeds = st.integers(0, 2**31)
 
 
