@@ -9,6 +9,7 @@ from evidence.claims.report import (
     Finals,
     claims_table,
     cliff_table,
+    collapses,
     sentences,
     with_interval,
 )
@@ -33,7 +34,7 @@ def blocks(rows):
     return {
         ("README.md", "claims"): [*claims_table(finals), "", *chosen],
         ("docs/choose.md", "recipes"): list(recipes_table(finals)),
-        ("docs/strength.md", "cliff"): list(cliff_table(rows)),
+        ("docs/strength.md", "cliff"): [*cliff_table(rows), "", collapsed(finals)],
     }
 
 
@@ -70,6 +71,16 @@ def _gain(finals, setting, method):
     gain = with_interval(finals.difference(setting, method))
     count = finals.collapsed(setting, method)
     return f"{gain}; {count} collapsed" if count else gain
+
+
+def collapsed(finals):
+    """Says at which strengths of the log term alone tuned networks collapsed."""
+    found = "; ".join(
+        f"{strength:.2f} (*{SETTINGS[name].label}*, {SHOWN[method]})"
+        for strength, name, method in collapses(finals)
+        if method in SHOWN and "shift" not in SETTINGS[name].fields
+    )
+    return f"Some of the tuned networks collapsed at these: {found or 'none'}."
 
 
 def filled(text, name, lines):

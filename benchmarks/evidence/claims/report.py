@@ -81,7 +81,7 @@ def verdict_text(rows, finals):
         (row["setting"], row["method"]) for row in rows if row["stage"] == "search"
     )
     most = max(searches.values())
-    strength, where = lowest_collapse(finals)
+    strength, where, _ = next(iter(collapses(finals)), (float("nan"), "main", None))
     bound = largest_log_norm(CLASSES)
     parts = {
         "claims": claims_table(finals),
@@ -101,7 +101,7 @@ def verdict_text(rows, finals):
         fewer=sum(count < most for count in searches.values()),
         bound=bound,
         share=100 * strength / bound,
-        where=where,
+        where=SETTINGS[where].label,
         main=SETTINGS["main"].label,
         **{key: "\n".join(lines) for key, lines in parts.items()},
     )
@@ -228,21 +228,21 @@ def cliff_table(rows):
         yield f"| {SETTINGS[name].label} | {' | '.join(cells)} |"
 
 
-def lowest_collapse(finals):
-    """Returns where tuned networks collapse at the smallest strength of the log term.
+def collapses(finals):
+    """Returns where tuned networks with the log term collapsed.
 
     Returns:
-        Pair of the strength and of the label of the setting.
+        List of triples: the strength, the setting and the method, the least strength
+        first.
     """
-    found = [
-        (finals.values(name, method, "strength").mean(), setting.label)
+    return sorted(
+        (finals.values(name, method, "strength").mean(), name, method)
         for name, setting in SETTINGS.items()
         for method in setting.methods
         if "log" in METHODS[method].strengths
         and finals.has(name, method)
         and finals.collapsed(name, method)
-    ]
-    return min(found, default=(float("nan"), ""))
+    )
 
 
 def attack_table(rows):
