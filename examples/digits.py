@@ -66,6 +66,7 @@ def main():
     arguments = parse_arguments()
 
     import keras
+    import matplotlib.pyplot as plt
     import numpy as np
     from rich.console import Console
     from rich.table import Table
@@ -122,6 +123,7 @@ def main():
         "least norm",
     ):
         table.add_column(column, justify="right")
+    loggers = {}
     shown = ["loss", "accuracy", "log_norm_product", "regularization_loss"]
     out = arguments.out
     files = ["norms.png", "norms.csv", "log.csv", "model.keras"]
@@ -129,7 +131,8 @@ def main():
     for name, (regularizer, before) in methods.items():
         console.print(f"\nTraining with {name}, {arguments.epochs} epochs")
         model = make_model(regularizer)
-        logger = NormLogger(progress_bar=False)  # one bar for all the epochs instead
+        # One bar for all the epochs instead.
+        logger = loggers[name] = NormLogger(progress_bar=False)
         bar = keras.utils.Progbar(
             arguments.epochs,
             unit_name="epoch",
@@ -169,9 +172,13 @@ def main():
 
     console.print()
     console.print(table)
-    ax = plot_norms(logger)
-    ax.set_title("Kernel norms while training with WEISSI(0.03)")
-    ax.figure.savefig(out / "norms.png", dpi=120)
+    del loggers["none"]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for ax, (name, drawn) in zip(axes, loggers.items(), strict=True):
+        plot_norms(drawn, ax).set_title(name)
+    for ax in axes[1:]:
+        ax.get_legend().remove()  # the colors are the same in all
+    figure.savefig(out / "norms.png", dpi=120)
     logger.to_csv(out / "norms.csv")
     model.save(out / "model.keras")
 
@@ -202,10 +209,10 @@ def main():
         f"step {loaded['steps']}: loss {loaded['loss']:.4f}"
     )
     print(
-        "\nLook at the least norm in the table: the balancer makes all norms equal. In "
-        "norms.png,\nWEISSI lowers the product of the norms, and the smallest falls "
-        "most. One split of so few\nrows says little about accuracy: run "
-        "examples/generalize.py for that."
+        "\nLook at norms.png: the balancer makes all norms equal. WEISSI lowers the "
+        "product of the\nnorms, and without the balancer, the smallest falls most. One "
+        "split of so few rows says little\nabout accuracy: run examples/generalize.py "
+        "for that."
         f"\nIn {out}: {', '.join(files)}"
     )
 
