@@ -209,10 +209,10 @@ def main():
         f"step {loaded['steps']}: loss {loaded['loss']:.4f}"
     )
     print(
-        "\nLook at norms.png: the balancer makes all norms equal. WEISSI lowers the "
-        "product of the\nnorms, and without the balancer, the smallest falls most. One "
-        "split of so few rows says little\nabout accuracy: run examples/generalize.py "
-        "for that."
+        "\nLook at norms.png: the balancer makes all norms equal. Under WEISSI, here "
+        "without it,\nthe product of the norms falls once the digits are learned, and "
+        "the smallest norm falls\nmost. One split of so few rows says little about "
+        "accuracy: run examples/generalize.py\nfor that."
         f"\nIn {out}: {', '.join(files)}"
     )
 

@@ -177,8 +177,8 @@ keras_weissi.regularize(model, keras_weissi.WEISSI(strength), invariant=True)
 # is left out: its scale is normalized away.
 #
 # **Which penalty?** In our study, L2 with `ScaleBalancer` was the one to try first.
-# WEISSI needs the balancer, was seldom better than L2 with it, and was far worse in a
-# transformer and with many wrong labels. See "Does it help?" in the
+# WEISSI was seldom better than L2 with it, and was far worse in a transformer and with
+# many wrong labels. In a chain, WEISSI needs the balancer. See "Does it help?" in the
 # [README](../README.md).
 #
 # The next `fit` uses the penalty, so the model can be trained on.

@@ -4,7 +4,7 @@ import collections
 
 import pytest
 from helpers import float64
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 # How many examples the slow run of each test has, by module.
@@ -31,7 +31,10 @@ def examples(count, wide=None, some=None, **drawn):
         def check(number, strategies):
             seen = []
 
-            @settings(max_examples=number)
+            @settings(
+                max_examples=number,
+                suppress_health_check=list(HealthCheck),  # counted below
+            )
             @given(st.fixed_dictionaries(strategies))
             def body(arguments):
                 seen.append(None)

@@ -96,7 +96,7 @@ def relations_of(layer, node):
     if is_declared(layer):
         return declared_relations(layer, node)
     if kind is keras.layers.Softmax:
-        return "softmax is not homogeneous"
+        return _fixed(layer, node, "softmax is not homogeneous")
     looks_up = kind in _LOOKUPS
     if looks_up and is_float(inputs[0].dtype):
         return f"{name} rounds its input to integers"
@@ -118,11 +118,14 @@ def relations_of(layer, node):
         activation = getattr(layer, "activation", layer)
         if is_homogeneous(activation):
             return [Relation.keep(output, source)]
-        return f"{_described(activation)} is not homogeneous"
+        return _fixed(layer, node, f"{_described(activation)} is not homogeneous")
     if kind is keras.layers.Rescaling and is_zero(layer.offset):
         return [Relation.keep(output, source)]
     if kind in _KERNELS:
         return _relations_of_kernels(layer, source, output)
+    if kind is keras.layers.BatchNormalization and not layer.trainable:
+        reason = "it is frozen: it normalizes nothing, and adds constants"
+        return _fixed(layer, node, reason)
     if kind in NORMALIZATIONS:
         return _relations_of_normalization(layer, source, output)
     return f"{name} is not known to be homogeneous"
@@ -182,6 +185,12 @@ def why_fixed(variable):
     return ""
 
 
+def _fixed(layer, node, reason):
+    tensors = (*node.input_tensors, *node.output_tensors)
+    scaled = [x for x in (*tensors, *layer.weights) if is_float(x.dtype)]
+    return [Relation.fixed(*scaled, reason=reason)]
+
+
 def _relations_of_kernels(layer, source, output):
     names = _KERNELS[type(layer)]
     activation = getattr(layer, "activation", None)
@@ -205,8 +214,6 @@ def _relations_of_kernels(layer, source, output):
 
 
 def _relations_of_normalization(layer, source, output):
-    if type(layer) is keras.layers.BatchNormalization and not layer.trainable:
-        return "it is frozen: it normalizes nothing, and adds constants"
     relations = [Relation.normalized(source)]
     gamma = gamma_of(layer)
     if gamma is None:

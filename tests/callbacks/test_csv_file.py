@@ -92,6 +92,7 @@ for number in range(rounds):
             logger.record.append(row(len(logger.record)))
             logger.to_csv(path)
     while os.path.getsize(path) == size:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it has ended"
         time.sleep(1e-3)
     time.sleep(random.Random(number).uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)

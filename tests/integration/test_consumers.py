@@ -318,16 +318,16 @@ def test_a_search_over_many_models_does_not_fill_the_memory():
 
 
 @pytest.mark.slow
-def test_weights_and_biases_gets_the_values(monkeypatch):
+def test_the_callback_of_weights_and_biases_passes_the_values_on(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     wandb = pytest.importorskip("wandb")
     pytest.importorskip("tensorflow")  # which its callback imports
     from wandb.integration.keras import WandbMetricsLogger
 
     rows = []
-    with wandb.init(mode="disabled"):
+    with wandb.init(mode="disabled"), monkeypatch.context() as patch:
         # A process of its own would write them, in its own time.
-        monkeypatch.setattr(wandb, "log", lambda row: rows.append(json.dumps(row)))
+        patch.setattr(wandb, "log", lambda row: rows.append(json.dumps(row)))
         history, reference = fit(make_model(), WandbMetricsLogger())
     rows = [json.loads(row) for row in rows]
     read = {key: [row[f"epoch/{key}"] for row in rows] for key in KEYS}

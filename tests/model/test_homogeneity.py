@@ -505,7 +505,7 @@ def test_an_activation_that_is_not_homogeneous_fixes_the_output_alone():
 
 def test_the_limit_of_a_relu_is_named():
     model = applied(layers.ReLU(max_value=6.0, name="r"), VECTOR)
-    assert why_unknown(model) == "ReLU(max_value=6) is not homogeneous"
+    assert why_restricted(model) == "ReLU(max_value=6) is not homogeneous"
 
 
 class MyDense(layers.Dense):
@@ -666,7 +666,7 @@ def test_other_functions_of_backends_and_of_tensors_are_fixed(function):
 def test_a_frozen_batch_normalization_normalizes_nothing(arguments):
     layer = layers.BatchNormalization(trainable=False, **arguments)
     model = applied(layer, VECTOR)
-    assert "it is frozen" in why_unknown(model)
+    assert is_fixed(model) and "it is frozen" in why_restricted(model)
     layer.trainable = True
     assert "epsilon" in why_restricted(applied(layer, VECTOR))
     # Other normalizations do what they do.

@@ -8,8 +8,10 @@ from keras_weissi import (
     WEISSI,
     balance_scales,
     deregularize,
+    invariant_coefficients,
     norm_table,
     regularize,
+    scale_groups,
     shift_scales,
 )
 from keras_weissi.model.kernels import named_weights
@@ -63,6 +65,24 @@ def test_the_column_says_what_can_be_shifted_and_why_not(of):
     assert scale["before_hidden"].startswith("hidden: ")
     assert scale["after"] == "shifts"
     assert scale["last"] == "shifts"
+
+
+@pytest.mark.parametrize(
+    "layer, reason",
+    [
+        (layers.Softmax(name="it"), "softmax is not homogeneous"),
+        (layers.Activation("gelu", name="it"), "gelu is not homogeneous"),
+        (layers.ReLU(6.0, name="it"), "ReLU(max_value=6) is not homogeneous"),
+        (layers.BatchNormalization(trainable=False, name="it"), "it is frozen: it "),
+    ],
+)
+def test_what_is_known_to_fix_the_scale_hides_nothing(layer, reason):
+    model = keras.Sequential([keras.Input((4,)), dense("a", None), layer])
+    model.add(dense("b", "softmax"))
+    statuses = scale_groups(model).statuses
+    assert {s.kind for s in statuses.values()} == {"pinned"}
+    assert statuses["a"].by.startswith(f"it: {reason}")
+    assert invariant_coefficients(model).plain_is_invariant is not None
 
 
 def test_a_model_that_cannot_be_seen_through_is_hidden():

@@ -80,7 +80,7 @@ def collapsed(finals):
         for strength, name, method in collapses(finals)
         if method in SHOWN and "shift" not in SETTINGS[name].fields
     )
-    return f"Some of the tuned networks collapsed at these: {found or 'none'}."
+    return f"Tuned strengths at which networks collapsed, too: {found or 'none'}."
 
 
 def filled(text, name, lines):

@@ -81,8 +81,13 @@ def verdict_text(rows, finals):
         (row["setting"], row["method"]) for row in rows if row["stage"] == "search"
     )
     most = max(searches.values())
-    strength, where, _ = next(iter(collapses(finals)), (float("nan"), "main", None))
     bound = largest_log_norm(CLASSES)
+    tuned = "No tuned network of the final runs collapsed."
+    for strength, name, _ in collapses(finals)[:1]:
+        tuned = (
+            "Of the tuned networks of the final runs, some collapsed from "
+            f"{100 * strength / bound:.0f} % of the bound on ({SETTINGS[name].label})."
+        )
     parts = {
         "claims": claims_table(finals),
         "sentences": sentences(finals).values(),
@@ -100,8 +105,7 @@ def verdict_text(rows, finals):
         searches=len(searches),
         fewer=sum(count < most for count in searches.values()),
         bound=bound,
-        share=100 * strength / bound,
-        where=SETTINGS[where].label,
+        tuned=tuned,
         main=SETTINGS["main"].label,
         **{key: "\n".join(lines) for key, lines in parts.items()},
     )
