@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 COUNTS = collections.defaultdict(dict)
 
 
-def examples(count, wide=None, some=None, **drawn):
+def examples(count, wide=None, some=None, marks=(), **drawn):
     """Runs a test on `count` examples, or on `some` if it is to be quick.
 
     Args:
@@ -19,6 +19,7 @@ def examples(count, wide=None, some=None, **drawn):
         wide: Dict of strategies for a quarter of the examples, which runs in
             `float64()`. That is entered once, as JAX then compiles everything anew.
         some: int. Defaults to a twentieth of `count`.
+        marks: Of the run on `count` examples, besides `slow`.
         **drawn: Strategies for the arguments of the test.
     """
 
@@ -54,7 +55,7 @@ def examples(count, wide=None, some=None, **drawn):
         run.__doc__ = test.__doc__
         numbers = [
             pytest.param(some or count // 20, id="some"),
-            pytest.param(count, id="all", marks=pytest.mark.slow),
+            pytest.param(count, id="all", marks=[pytest.mark.slow, *marks]),
         ]
         return pytest.mark.parametrize("number", numbers)(run)
 

@@ -482,6 +482,7 @@ choices = st.none() | st.sampled_from(NAMES[:8]) | st.lists(st.sampled_from(NAME
 
 @examples(
     1200,
+    marks=[pytest.mark.one_backend],
     regularizer=usual | junk,
     layers=choices | junk,
     include_normalized=st.booleans() | junk,

@@ -201,7 +201,7 @@ def contents(model):
     }
 
 
-@examples(40, some=4, **drawn)
+@examples(40, some=4, marks=[pytest.mark.one_backend], **drawn)
 def test_what_is_looked_at_or_refused_stays_as_it_was(spec, seed, is_subclassed):
     model = build(spec, seed, is_subclassed)
     weights, before = weights_of(model), contents(model)
