@@ -172,10 +172,10 @@ def main():
 
     console.print()
     console.print(table)
-    del loggers["none"]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for ax, (name, drawn) in zip(axes, loggers.items(), strict=True):
-        plot_norms(drawn, ax).set_title(name)
+    drawn = list(methods)[1:]  # all with a penalty
+    figure, axes = plt.subplots(1, len(drawn), figsize=(13, 4), layout="constrained")
+    for ax, name in zip(axes, drawn, strict=True):
+        plot_norms(loggers[name], ax).set_title(name)
     for ax in axes[1:]:
         ax.get_legend().remove()  # the colors are the same in all
     figure.savefig(out / "norms.png", dpi=120)

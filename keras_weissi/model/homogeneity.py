@@ -10,7 +10,13 @@ import sys
 
 import keras
 
-from keras_weissi.model.operations import is_float, is_relu, is_zero, relations_of_op
+from keras_weissi.model.operations import (
+    has_scale,
+    is_float,
+    is_relu,
+    is_zero,
+    relations_of_op,
+)
 from keras_weissi.model.scaling import Relation, declared_relations, is_declared
 
 
@@ -187,8 +193,9 @@ def why_fixed(variable):
 
 def _fixed(layer, node, reason):
     tensors = (*node.input_tensors, *node.output_tensors)
-    scaled = [x for x in (*tensors, *layer.weights) if is_float(x.dtype)]
-    return [Relation.fixed(*scaled, reason=reason)]
+    return [
+        Relation.fixed(*filter(has_scale, (*tensors, *layer.weights)), reason=reason)
+    ]
 
 
 def _relations_of_kernels(layer, source, output):

@@ -34,7 +34,11 @@ def blocks(rows):
     return {
         ("README.md", "claims"): [*claims_table(finals), "", *chosen],
         ("docs/choose.md", "recipes"): list(recipes_table(finals)),
-        ("docs/strength.md", "cliff"): [*cliff_table(rows), "", collapsed(finals)],
+        ("docs/strength.md", "cliff"): [
+            *cliff_table(rows),
+            "",
+            collapse_sentence(finals),
+        ],
     }
 
 
@@ -73,7 +77,7 @@ def _gain(finals, setting, method):
     return f"{gain}; {count} collapsed" if count else gain
 
 
-def collapsed(finals):
+def collapse_sentence(finals):
     """Says at which strengths of the log term alone tuned networks collapsed."""
     found = "; ".join(
         f"{strength:.2f} (*{SETTINGS[name].label}*, {SHOWN[method]})"

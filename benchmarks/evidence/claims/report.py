@@ -83,7 +83,8 @@ def verdict_text(rows, finals):
     most = max(searches.values())
     bound = largest_log_norm(CLASSES)
     tuned = "No tuned network of the final runs collapsed."
-    for strength, name, _ in collapses(finals)[:1]:
+    if found := collapses(finals):
+        strength, name, _ = found[0]
         tuned = (
             "Of the tuned networks of the final runs, some collapsed from "
             f"{100 * strength / bound:.0f} % of the bound on ({SETTINGS[name].label})."
